@@ -1,0 +1,31 @@
+"""Installs `vlm_plugin`, the drop-in loss, its tools and the packaged files of the synthetic birds."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "vlm_plugin/__init__.py").read_text(encoding="utf-8")).group(1)
+
+TRAIN = ["pyyaml", "tqdm"]
+EVAL = ["torchmetrics>=1.4"]
+
+setup(
+    name="vlm-plugin",
+    version=VERSION,
+    description="A drop-in loss that makes text-to-image GANs draw what the caption says",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["vlm_plugin", "vlm_plugin.*"]),
+    package_data={"vlm_plugin": ["assets/*"]},
+    install_requires=["torch>=2.4", "torchvision", "numpy", "pillow", "nltk", "easydict"],
+    extras_require={
+        "train": TRAIN,
+        "eval": EVAL,
+        "dev": [*TRAIN, *EVAL, "pytest", "ruff"],
+    },
+    entry_points={"console_scripts": ["vlm-plugin = vlm_plugin.tools.cli:main"]},
+)

@@ -1,0 +1,53 @@
+"""Shared by all tests: import paths, the golden files, and tests that need a device this machine may not have."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+# The trainers are not part of the installed package, and the golden parameters come from golden/fill.py.
+for _entry in (GOLDEN, ROOT):
+    if str(_entry) not in sys.path:
+        sys.path.insert(0, str(_entry))
+
+_MARKERS = {"cuda": "needs a CUDA device; left out, and counted in the summary, where there is none"}
+_left_out: dict[str, int] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in _MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what cannot run here, instead of skipping it, so that a skip always means something unforeseen."""
+    missing = {} if torch.cuda.is_available() else {"cuda": "no CUDA device"}
+    kept, dropped = [], []
+    for item in items:
+        reason = next(
+            (f"marked {name} ({why})" for name, why in missing.items() if item.get_closest_marker(name)), None
+        )
+        if reason is None:
+            kept.append(item)
+        else:
+            dropped.append(item)
+            _left_out[reason] = _left_out.get(reason, 0) + 1
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for reason, count in _left_out.items():
+        terminalreporter.write_line(f"left out: {count} test{'' if count == 1 else 's'} {reason}")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of golden files; README.md in it says how each entry was made."""
+    return GOLDEN

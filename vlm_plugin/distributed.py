@@ -1,0 +1,80 @@
+"""Negatives from every process, with the gradient that one process on the whole batch would have.
+
+Each rank computes its own rows of the score matrices: its images against every rank's anchors, and its anchors against
+every rank's images. Gathered images carry gradient: the backward of the gather sums what all ranks ask of them and
+hands each rank its own slice. DistributedDataParallel then averages over ranks, which gives exactly the gradient of
+the mean over the whole batch. (A gather without gradient, or one whose backward keeps the local part alone, would
+silently divide the loss's weight by the number of ranks.)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from .features import Features
+
+
+def world_size(group: dist.ProcessGroup | None = None) -> int:
+    """Ranks in `group` (the default group when None); 1 when torch.distributed is not initialised."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank(group: dist.ProcessGroup | None = None) -> int:
+    """This process's rank in `group`; 0 when torch.distributed is not initialised."""
+    return dist.get_rank(group) if dist.is_available() and dist.is_initialized() else 0
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(tensor) for _ in range(world_size(group))]
+        dist.all_gather(parts, tensor.contiguous(), group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient, op=dist.ReduceOp.SUM, group=ctx.group)
+        return gradient.chunk(world_size(ctx.group))[rank(ctx.group)], None
+
+
+def gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Concatenate `tensor` of every rank along the first axis, with gradient.
+
+    Args:
+        tensor: `(B, ...)`, the same shape on every rank.
+        group: process group; the default one when None.
+
+    Returns:
+        `(W * B, ...)` in rank order; `tensor` itself with a single process.
+    """
+    if world_size(group) == 1:
+        return tensor
+    if tensor.dtype == torch.bool:
+        return _Gather.apply(tensor.to(torch.uint8), group).bool()
+    return _Gather.apply(tensor, group)
+
+
+def gather_features(features: Features, group: dist.ProcessGroup | None = None) -> Features:
+    """Features of every rank, padded to the longest `local` of any rank.
+
+    Raises:
+        ValueError: ranks hold batches of different sizes.
+    """
+    if world_size(group) == 1:
+        return features
+    batch, size = features.mask.shape
+    shape = torch.tensor([batch, -batch, size], device=features.mask.device)
+    dist.all_reduce(shape, op=dist.ReduceOp.MAX, group=group)
+    largest, smallest, longest = int(shape[0]), -int(shape[1]), int(shape[2])
+    if largest != smallest:
+        raise ValueError(
+            f"expected the same batch size on every rank (drop_last=True in the loader), got {smallest} to {largest}"
+        )
+    local = F.pad(features.local, (0, 0, 0, longest - size))
+    mask = F.pad(features.mask, (0, longest - size))
+    return Features(gather(local, group), gather(features.pooled, group), gather(mask, group))

@@ -1,0 +1,374 @@
+"""The dual vision-language matching loss: what a GAN imports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from . import distributed
+from .features import Features, as_features, check_features
+from .matching import contrastive_loss, general_loss, global_scores, local_scores
+from .model import VLM, fingerprint
+from .scorer import MatchingScoreBlock
+
+TERMS = ("vlm_local", "vlm_global", "vlm_general", "vvm_local", "vvm_global", "vvm_general")
+
+
+class LossOutput(NamedTuple):
+    """What `DualVLMLoss` returns.
+
+    Attributes:
+        total: scalar with gradient, `lambda_vlm * sum of vlm terms + lambda_vvm * sum of vvm terms`.
+        terms: name -> detached, unweighted scalar, for each term that is switched on.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class DualVLMLoss(nn.Module):
+    """Scores generated images against their captions and against real images, with a frozen matcher.
+
+    `total = lambda_vvm * (vvm_local + vvm_global + vvm_general) + lambda_vlm * (vlm_local + vlm_global + vlm_general)`
+
+    Everything inside is frozen for good: no parameter gradient, and eval mode even after `parent.train()`. Captions and
+    real images are anchors and carry no gradient; the generated images do. A generator that holds this loss as a
+    submodule has the matcher's weights in its own `state_dict()`: hold the loss beside the generator, not inside it.
+
+    Source: the two halves and their sum are the paper's (lambda1 weighs visual-visual, lambda2 textual-visual); the
+    posterior, its temperatures and the generator form of the general term are ours, see docs/method.md.
+
+    Args:
+        vlm: the matcher. Or leave it out and give the modules a host already holds:
+        image_encoder: maps images to `Features`, or to DAMSM's `(regions, code)` pair.
+        scorer: matching score block; may be left out when no general term is on.
+        text_encoder: maps `(tokens, lengths)` to `Features`; only `encode_tokens` needs it.
+        lambda_vvm: weight of the visual-visual half (paper: lambda1). A plain attribute, so that a host may ramp it.
+        lambda_vlm: weight of the textual-visual half (paper: lambda2). Likewise.
+        gamma1: sharpness of a local vector's attention over regions.
+        gamma2: sharpness of the sum over local vectors.
+        gamma3: inverse temperature of the global terms.
+        gamma3_local: inverse temperature of the local terms; `gamma2 * gamma3` when left out, which gives the sharpness
+            of the published DAMSM code in spite of the factor 1 / gamma2 in the local score.
+        terms: the names to switch on, any subset of `TERMS`. What is off is neither computed nor reported.
+        image_range: lowest and highest value of the host's images; they are mapped to the encoder's own range.
+        augment: applied to the generated images (in the encoder's range, [-1, 1]) before the matcher sees them; must be
+            differentiable.
+        process_group: where negatives come from when torch.distributed is initialised; all ranks when None.
+        allow_other_encoders: accept a scorer that was trained on other encoders than these.
+
+    Raises:
+        ValueError, TypeError: arguments that do not fit together; the message names them.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM | None = None,
+        *,
+        image_encoder: nn.Module | None = None,
+        scorer: MatchingScoreBlock | None = None,
+        text_encoder: nn.Module | None = None,
+        lambda_vvm: float,
+        lambda_vlm: float,
+        gamma1: float = 4.0,
+        gamma2: float = 5.0,
+        gamma3: float = 10.0,
+        gamma3_local: float | None = None,
+        terms: Iterable[str] = TERMS,
+        image_range: tuple[float, float] = (-1.0, 1.0),
+        augment: Callable[[Tensor], Tensor] | None = None,
+        process_group: dist.ProcessGroup | None = None,
+        allow_other_encoders: bool = False,
+    ) -> None:
+        super().__init__()
+        if vlm is not None:
+            if image_encoder is not None or scorer is not None or text_encoder is not None:
+                raise ValueError("vlm: expected either a VLM or the modules image_encoder, scorer, text_encoder")
+            if not isinstance(vlm, VLM):
+                raise TypeError(f"vlm: expected a VLM (VLM.load(path) reads one), got {type(vlm).__name__}")
+            image_encoder, scorer, text_encoder = vlm.image_encoder, vlm.scorer, vlm.text_encoder
+        if not isinstance(image_encoder, nn.Module):
+            raise TypeError(f"image_encoder: expected a VLM or an image encoder, got {type(image_encoder).__name__}")
+        self.terms = _check_terms(terms)
+        if scorer is None and (general := [t for t in self.terms if t.endswith("_general")]):
+            raise ValueError(
+                f"terms: {', '.join(general)} need a trained scorer, which this matcher has not: "
+                "leave them out of `terms`, or train one (vlm-plugin pretrain)"
+            )
+        low, high = image_range
+        if not low < high:
+            raise ValueError(f"image_range: expected (lowest, highest), got {image_range}")
+        if scorer is not None and not allow_other_encoders:
+            _check_fingerprints(scorer, image_encoder=image_encoder, text_encoder=text_encoder)
+        self.image_encoder = image_encoder
+        self.scorer = scorer
+        self.text_encoder = text_encoder
+        # The matcher's parts are submodules already; keeping the VLM in a tuple avoids listing them twice.
+        self._vlm = (vlm,)
+        self.lambda_vvm, self.lambda_vlm = lambda_vvm, lambda_vlm
+        self.gamma1, self.gamma2, self.gamma3 = gamma1, gamma2, gamma3
+        self.gamma3_local = gamma2 * gamma3 if gamma3_local is None else gamma3_local
+        self.image_range = (float(low), float(high))
+        self.augment = augment
+        self.process_group = process_group
+        self._range_checked = False
+        self._text_checked = False
+        self._freeze()
+
+    def extra_repr(self) -> str:
+        return f"lambda_vvm={self.lambda_vvm}, lambda_vlm={self.lambda_vlm}, terms={self.terms}"
+
+    def train(self, mode: bool = True) -> DualVLMLoss:
+        """Stays in eval mode whatever `mode` says: a frozen matcher's BatchNorm and dropout must never wake up."""
+        return super().train(False)
+
+    def _freeze(self) -> None:
+        # Again at every call: a host may have called requires_grad_() or train() on a module that it shares with us.
+        self.requires_grad_(False)
+        self.train(False)
+
+    def encode_text(self, captions: Sequence[str]) -> Features:
+        """Anchors from strings, tokenised with the matcher's own vocabulary.
+
+        Args:
+            captions: B strings.
+
+        Returns:
+            Features without gradient, on the loss's device.
+
+        Raises:
+            ValueError: this loss wraps bare modules (no vocabulary), or a caption has no known word.
+        """
+        vlm = self._vlm[0]
+        if vlm is None:
+            raise ValueError(
+                "encode_text: this loss was built from modules, without a vocabulary: "
+                "use encode_tokens or text_features, or build it from a VLM"
+            )
+        tokens, lengths = vlm.vocabulary.encode_batch(captions, vlm.max_words)
+        return self.encode_tokens(tokens, lengths)
+
+    @torch.no_grad()
+    def encode_tokens(self, tokens: Tensor, lengths: Tensor) -> Features:
+        """Anchors from ids of the matcher's own vocabulary.
+
+        Args:
+            tokens: `(B, T)` integers, padded with 0.
+            lengths: `(B,)` integers, on any device.
+
+        Returns:
+            Features without gradient, on the loss's device.
+
+        Raises:
+            ValueError: no text encoder here, an id outside the vocabulary, an empty caption.
+        """
+        if self.text_encoder is None:
+            raise ValueError("encode_tokens: this loss has no text_encoder: give it one, or use text_features")
+        self._freeze()
+        device = self._device()
+        with torch.autocast(device.type, enabled=False):
+            return as_features(self.text_encoder(tokens.to(device), lengths), "text_encoder").detach()
+
+    def forward(
+        self,
+        fake: Tensor,
+        text: Features | None = None,
+        real: Tensor | None = None,
+        *,
+        class_ids: Tensor | Sequence[int] | None = None,
+    ) -> LossOutput:
+        """The loss of a batch of generated images.
+
+        Args:
+            fake: `(B, 3, H, W)` generated images in `image_range`; they carry the gradient.
+            text: the captions' Features, from `encode_text`, `encode_tokens` or `text_features`; may be left out when
+                no vlm term is on.
+            real: `(B, 3, H, W)` real images in `image_range`, row i the one that caption i belongs to; may be left out
+                when no vvm term is on. Their values are checked against `image_range` once.
+            class_ids: `(B,)` any integer grouping (tensor, numpy array or list): rows of equal id are no negatives of
+                each other. Without it every other row is a negative.
+
+        Returns:
+            `(total, terms)`.
+
+        Raises:
+            ValueError, TypeError: wrong shape, dtype, device or range, `text` or `real` missing; the message names the
+                argument, what was expected and what came.
+        """
+        self._freeze()
+        _check_images("fake", fake, self._device())
+        batch = len(fake)
+        anchors: dict[str, tuple[Features, str]] = {}
+        if self._needs("vlm"):
+            anchors["vlm"] = (self._check_text(text, batch), "caption")
+        if self._needs("vvm"):
+            if real is None:
+                raise ValueError(f"real: expected images (B, 3, H, W) for the terms {self._needs('vvm')}, got None")
+            _check_images("real", real, self._device())
+            if len(real) != batch:
+                raise ValueError(f"real: expected {batch} images as in fake, got {len(real)}")
+            self._check_range(real)
+            with torch.no_grad():
+                anchors["vvm"] = (self._encode(self._to_encoder_range(real)), "image")
+        groups = self._check_class_ids(class_ids, batch, fake.device)
+
+        fake = self._to_encoder_range(fake)
+        image = self._encode(self.augment(fake) if self.augment is not None else fake)
+        contrastive = any(not t.endswith("_general") for t in self.terms)
+        every_image = self._gather(image) if contrastive else image
+
+        values: dict[str, Tensor] = {}
+        for half, (anchor, kind) in anchors.items():
+            if anchor.local.shape[-1] != image.local.shape[-1]:
+                raise ValueError(
+                    f"{'text' if half == 'vlm' else 'real'}: expected features of width {image.local.shape[-1]} as the "
+                    f"image encoder's, got {anchor.local.shape[-1]}"
+                )
+            needed = self._needs(half)
+            every_anchor = self._gather(anchor) if contrastive else anchor
+            if f"{half}_local" in needed:
+                values[f"{half}_local"] = self._posterior(
+                    lambda i, a: local_scores(i, a, self.gamma1, self.gamma2),
+                    self.gamma3_local,
+                    (image, every_image),
+                    (anchor, every_anchor),
+                    groups,
+                )
+            if f"{half}_global" in needed:
+                values[f"{half}_global"] = self._posterior(
+                    global_scores, self.gamma3, (image, every_image), (anchor, every_anchor), groups
+                )
+            if f"{half}_general" in needed:
+                values[f"{half}_general"] = general_loss(self.scorer(image, anchor, kind))
+
+        weights = {"vlm": self.lambda_vlm, "vvm": self.lambda_vvm}
+        total = sum(weights[name[:3]] * value for name, value in values.items())
+        return LossOutput(total, {name: values[name].detach() for name in self.terms})
+
+    def _posterior(
+        self,
+        scores: Callable[[Features, Features], Tensor],
+        temperature: float,
+        image: tuple[Features, Features],
+        anchor: tuple[Features, Features],
+        groups: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """-log P(A_i|I_i) - log P(I_i|A_i), averaged over this rank's rows, candidates from every rank."""
+        (own_images, all_images), (own_anchors, all_anchors) = image, anchor
+        by_image = temperature * scores(own_images, all_anchors)
+        # With one process the second matrix is the first one transposed.
+        by_anchor = by_image.T if all_images is own_images else temperature * scores(all_images, own_anchors).T
+        batch = len(own_images.pooled)
+        first = batch * distributed.rank(self.process_group)
+        positives = torch.arange(first, first + batch, device=by_image.device)
+        excluded = None if groups is None else groups[0][:, None] == groups[1][None, :]
+        return contrastive_loss(by_image, positives, excluded) + contrastive_loss(by_anchor, positives, excluded)
+
+    def _needs(self, half: str) -> list[str]:
+        return [term for term in self.terms if term.startswith(half)]
+
+    def _gather(self, features: Features) -> Features:
+        return distributed.gather_features(features, self.process_group)
+
+    def _device(self) -> torch.device:
+        return next(self.image_encoder.parameters()).device
+
+    def _encode(self, images: Tensor) -> Features:
+        return check_features(as_features(self.image_encoder(images), "image_encoder"), "image_encoder")
+
+    def _to_encoder_range(self, images: Tensor) -> Tensor:
+        low, high = self.image_range
+        target_low, target_high = getattr(self.image_encoder, "input_range", (-1.0, 1.0))
+        if (low, high) == (target_low, target_high):
+            return images
+        return (images - low) * ((target_high - target_low) / (high - low)) + target_low
+
+    def _check_text(self, text: Features | None, batch: int) -> Features:
+        if text is None:
+            raise ValueError(f"text: expected Features for the terms {self._needs('vlm')}, got None")
+        check_features(text, "text")
+        if len(text.pooled) != batch:
+            raise ValueError(f"text: expected {batch} captions as there are images in fake, got {len(text.pooled)}")
+        if text.local.device != self._device():
+            raise ValueError(f"text: expected features on {self._device()}, got {text.local.device}")
+        # Asking a GPU on every step would stall it, so there the first batch alone is looked at.
+        if text.mask.device.type == "cpu" or not self._text_checked:
+            if not bool(text.mask.any(1).all()):
+                raise ValueError("text: expected at least one word in every caption, got an empty one")
+            self._text_checked = True
+        return text.detach()
+
+    def _check_class_ids(
+        self, class_ids: Tensor | Sequence[int] | None, batch: int, device: torch.device
+    ) -> tuple[Tensor, Tensor] | None:
+        """This rank's ids and every rank's, or None."""
+        if class_ids is None:
+            return None
+        ids = torch.as_tensor(class_ids)
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            raise TypeError(f"class_ids: expected integers, got {ids.dtype}")
+        if ids.shape != (batch,):
+            raise ValueError(f"class_ids: expected shape ({batch},), got {tuple(ids.shape)}")
+        ids = ids.to(device, torch.int64)
+        return ids, distributed.gather(ids, self.process_group)
+
+    def _check_range(self, real: Tensor) -> None:
+        """Compare real images with `image_range`, until a batch has told: uniform pictures fit any range."""
+        if self._range_checked:
+            return
+        low, high = self.image_range
+        least, most = float(real.min()), float(real.max())
+        tolerance = 0.01 * (high - low)
+        if least < low - tolerance or most > high + tolerance:
+            raise ValueError(f"real: expected values in image_range {self.image_range}, got {least:.3g} to {most:.3g}")
+        if least == most:
+            return
+        middle = (low + high) / 2
+        if low < 0 <= least:
+            raise ValueError(
+                f"real: expected values in image_range {self.image_range}, got no negative value "
+                f"({least:.3g} to {most:.3g}): pass image_range=(0, 1) if that is the images' range"
+            )
+        if high > 1 >= most and middle > 1:
+            raise ValueError(
+                f"real: expected values in image_range {self.image_range}, got {least:.3g} to {most:.3g}: "
+                "pass image_range=(0, 1) if that is the images' range"
+            )
+        self._range_checked = True
+
+
+def _check_terms(terms: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(terms, str):
+        raise TypeError(f"terms: expected a collection of names, got the string {terms!r}")
+    terms = set(terms)
+    if unknown := sorted(terms - set(TERMS)):
+        raise ValueError(f"terms: expected names of {TERMS}, got {unknown}")
+    if not terms:
+        raise ValueError(f"terms: expected at least one of {TERMS}, got none")
+    return tuple(name for name in TERMS if name in terms)
+
+
+def _check_images(name: str, images: Tensor, device: torch.device) -> None:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"{name}: expected a floating-point tensor (B, 3, H, W), got {kind}")
+    if images.dim() != 4 or images.shape[1] != 3 or not len(images):
+        raise ValueError(f"{name}: expected shape (B, 3, H, W), got {tuple(images.shape)}")
+    if images.device != device:
+        raise ValueError(f"{name}: expected images on {device}, where the matcher is, got {images.device}")
+
+
+def _check_fingerprints(scorer: MatchingScoreBlock, **encoders: nn.Module | None) -> None:
+    known = getattr(scorer, "encoder_fingerprints", None)
+    if not known:
+        return
+    for name, encoder in encoders.items():
+        if encoder is not None and fingerprint(encoder) != known[name]:
+            raise ValueError(
+                f"scorer: it was trained on another {name} (fingerprint {known[name]}, this one is "
+                f"{fingerprint(encoder)}): train a scorer on these encoders, or pass allow_other_encoders=True"
+            )

@@ -1,0 +1,288 @@
+"""The vision-language matcher: encoders, scorer, vocabulary and settings in one checkpoint file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .encoders import InceptionEncoder, LSTMTextEncoder, build_image_encoder
+from .features import Features, as_features
+from .scorer import MatchingScoreBlock
+from .vocabulary import Vocabulary
+
+ASSETS = Path(__file__).parent / "assets"
+_FORMAT = "vlm_plugin.VLM"
+_VERSION = 1
+
+
+def fingerprint(network: nn.Module | Mapping[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits that name a network's weights, the same on every device.
+
+    Args:
+        network: a module, or its state dict. Counters of batches seen by a BatchNorm do not count.
+    """
+    state = network.state_dict() if isinstance(network, nn.Module) else network
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+class VLM(nn.Module):
+    """A matcher: it encodes images and captions into a common space and scores pairs.
+
+    Args:
+        image_encoder: images `(B, 3, H, W)` in [-1, 1] -> Features.
+        text_encoder: `(tokens, lengths)` -> Features.
+        vocabulary: turns captions into the text encoder's ids.
+        scorer: the matching score block; None where none was trained, which leaves out the general terms.
+        max_words: captions with more words are subsampled in order.
+        notes: plain values about where the matcher comes from (data, steps, results), kept in its file.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        text_encoder: LSTMTextEncoder,
+        vocabulary: Vocabulary,
+        scorer: MatchingScoreBlock | None = None,
+        *,
+        max_words: int = 18,
+        notes: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__()
+        rows = text_encoder.settings["vocabulary_size"]
+        if rows != len(vocabulary):
+            raise ValueError(f"vocabulary: the text encoder knows {rows} words, the vocabulary has {len(vocabulary)}")
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.scorer = scorer
+        self.vocabulary = vocabulary
+        self.max_words = max_words
+        self.notes = dict(notes or {})
+
+    @property
+    def embed_dim(self) -> int:
+        """D of the common space."""
+        return self.text_encoder.settings["embed_dim"]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.text_encoder.parameters()).device
+
+    @property
+    def fingerprint(self) -> str:
+        """Names this very matcher, for manifests and for telling a judge from the network that trained a generator."""
+        return fingerprint(self)
+
+    def encode_image(self, images: Tensor) -> Features:
+        """Regions and global vectors.
+
+        Args:
+            images: `(B, 3, H, W)` in [-1, 1], on the matcher's device.
+        """
+        return as_features(self.image_encoder(images), "image_encoder")
+
+    def encode_text(self, captions: Sequence[str], generator: torch.Generator | None = None) -> Features:
+        """Words and sentence vectors of strings, tokenised with this matcher's own vocabulary.
+
+        Args:
+            captions: B strings.
+            generator: draws the subset of words kept of a caption over `max_words` (training); evenly spaced without.
+
+        Raises:
+            ValueError: a caption without a known word.
+        """
+        if isinstance(captions, str):
+            raise TypeError("captions: expected a list of strings, got one string")
+        tokens, lengths = self.vocabulary.encode_batch(captions, self.max_words, generator)
+        return self.encode_tokens(tokens, lengths)
+
+    def encode_tokens(self, tokens: Tensor, lengths: Tensor) -> Features:
+        """Words and sentence vectors of ids of this matcher's own vocabulary.
+
+        Args:
+            tokens: `(B, T)` integers below the vocabulary's size, padded with 0.
+            lengths: `(B,)` integers, on any device.
+
+        Raises:
+            ValueError: an id outside the vocabulary (a sign that another vocabulary made the ids), an empty caption.
+        """
+        return self.text_encoder(tokens.to(self.device), lengths)
+
+    def stamp(self) -> None:
+        """Record the present encoders as those the scorer belongs to. Training calls it when it ends."""
+        if self.scorer is not None:
+            self.scorer.encoder_fingerprints = self._encoder_fingerprints()
+
+    def _encoder_fingerprints(self) -> dict[str, str]:
+        return {name: fingerprint(getattr(self, name)) for name in ("image_encoder", "text_encoder")}
+
+    def save(self, path: str | os.PathLike, *, half: bool = False) -> None:
+        """Write everything to one file, which `load` reads without executing code from it.
+
+        Args:
+            path: the file; its folder must exist. Written beside and renamed, so a killed save leaves the old file.
+            half: store weights as float16, half the size. The file's fingerprints are those of the rounded weights.
+        """
+        parts = {name: getattr(self, name) for name in ("image_encoder", "text_encoder", "scorer")}
+        weights = {n: {k: _stored(v, half) for k, v in m.state_dict().items()} for n, m in parts.items() if m}
+        stamped = self.scorer.encoder_fingerprints if self.scorer else None
+        if self.scorer and (stamped is None or (half and stamped == self._encoder_fingerprints())):
+            stamped = {n: fingerprint(_restored(weights[n])) for n in ("image_encoder", "text_encoder")}
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "settings": {name: dict(module.settings) for name, module in parts.items() if module},
+            "max_words": self.max_words,
+            "vocabulary": self.vocabulary.state_dict(),
+            "notes": self.notes,
+            "weights": weights,
+            "scorer_trained_on": stamped,
+        }
+        path = Path(path)
+        temporary = path.with_name(path.name + ".part")
+        torch.save(content, temporary)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, map_location: str | torch.device = "cpu") -> VLM:
+        """Read a file that `save` wrote.
+
+        Args:
+            path: the file; the bare name of a packaged matcher ("birds.vlm.pt") will do.
+            map_location: where to put the weights.
+
+        Returns:
+            The matcher in eval mode.
+
+        Raises:
+            FileNotFoundError: no such file, and no packaged matcher of that name.
+            ValueError: the file is no VLM checkpoint, or of a newer version.
+        """
+        path = _find(path)
+        content = read_checkpoint(path, _FORMAT, _VERSION)
+        settings, weights = content["settings"], content["weights"]
+        scorer = MatchingScoreBlock(**settings["scorer"]) if "scorer" in settings else None
+        vlm = cls(
+            build_image_encoder(**settings["image_encoder"]),
+            LSTMTextEncoder(**settings["text_encoder"]),
+            Vocabulary.from_state_dict(content["vocabulary"]),
+            scorer,
+            max_words=content["max_words"],
+            notes=content["notes"],
+        )
+        for name, state in weights.items():
+            getattr(vlm, name).load_state_dict(_restored(state))
+        if scorer is not None:
+            scorer.encoder_fingerprints = content["scorer_trained_on"]
+        return vlm.to(map_location).eval()
+
+    @classmethod
+    def from_damsm(
+        cls,
+        text_encoder_path: str | os.PathLike,
+        image_encoder_path: str | os.PathLike,
+        vocabulary: Vocabulary | str | os.PathLike,
+    ) -> VLM:
+        """A matcher without scorer from a published DAMSM pair (`text_encoder200.pth`, `image_encoder200.pth`).
+
+        Args:
+            text_encoder_path: state dict of DAMSM's RNN_ENCODER.
+            image_encoder_path: state dict of DAMSM's CNN_ENCODER; it selects Mixed_7c by itself.
+            vocabulary: a Vocabulary, or the `captions.pickle` (`captions_DAMSM.pickle`) the encoder was trained with.
+
+        Returns:
+            The matcher in eval mode; it refuses the general terms until a scorer is trained.
+
+        Raises:
+            ValueError: the files are no such state dicts, or text encoder and vocabulary differ in size.
+        """
+        text_state = _state_dict(text_encoder_path, "encoder.weight", "DAMSM text encoder")
+        image_state = _state_dict(image_encoder_path, "emb_features.weight", "DAMSM image encoder")
+        if not isinstance(vocabulary, Vocabulary):
+            vocabulary = Vocabulary.from_damsm(vocabulary)
+        rows, word_dim = text_state["encoder.weight"].shape
+        if rows != len(vocabulary):
+            raise ValueError(
+                f"vocabulary: {text_encoder_path} was trained with {rows} words, the vocabulary has {len(vocabulary)}: "
+                "use the captions.pickle that came with this encoder"
+            )
+        embed_dim = 2 * text_state["rnn.weight_hh_l0"].shape[1]
+        global_layer = "Mixed_7c" if any(k.startswith("Mixed_7c.") for k in image_state) else "Mixed_7b"
+        image_encoder = InceptionEncoder(image_state["emb_features.weight"].shape[0], global_layer)
+        text_encoder = LSTMTextEncoder(rows, embed_dim, word_dim)
+        for network, state, path in (
+            (image_encoder, image_state, image_encoder_path),
+            (text_encoder, text_state, text_encoder_path),
+        ):
+            try:
+                network.load_state_dict(state)
+            except RuntimeError as error:
+                raise ValueError(f"{path}: not a published DAMSM encoder: {error}") from None
+        notes = {"source": f"DAMSM: {Path(text_encoder_path).name}, {Path(image_encoder_path).name}"}
+        return cls(image_encoder, text_encoder, vocabulary, notes=notes).eval()
+
+
+def read_checkpoint(path: str | os.PathLike, expected_format: str, newest_version: int) -> dict:
+    """Read one of this package's files without executing code from it.
+
+    Raises:
+        FileNotFoundError, ValueError: the message names the file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable {expected_format} file ({type(error).__name__})") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != expected_format:
+        raise ValueError(f"{path}: expected a {expected_format} file, got {found or 'something else'}")
+    if content["version"] > newest_version:
+        raise ValueError(
+            f"{path}: written as version {content['version']}, this release reads up to {newest_version}: upgrade"
+        )
+    return content
+
+
+def _find(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if path.is_file():
+        return path
+    packaged = ASSETS / path
+    if path.name == str(path) and packaged.is_file():
+        return packaged
+    known = ", ".join(sorted(p.name for p in ASSETS.glob("*.vlm.pt"))) or "none"
+    raise FileNotFoundError(f"{path}: no such file (packaged matchers: {known})")
+
+
+def _state_dict(path: str | os.PathLike, key: str, what: str) -> dict[str, Tensor]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable state dict ({type(error).__name__})") from error
+    if not isinstance(state, dict) or key not in state:
+        raise ValueError(f"{path}: expected the state dict of a {what} (with {key!r}), got something else")
+    return dict(state)
+
+
+def _stored(value: Tensor, half: bool) -> Tensor:
+    value = value.detach().cpu()
+    return value.half() if half and value.is_floating_point() else value.clone()
+
+
+def _restored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()}

@@ -1,0 +1,1 @@
+"""What a user runs: pretraining, evaluation, the command line, and what every trainer here shares."""

@@ -1,0 +1,41 @@
+"""The command line: `vlm-plugin`, also `python -m vlm_plugin`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from vlm_plugin import __version__
+from vlm_plugin.tools import data, judge, pretrain
+
+COMMANDS = {
+    "pretrain": (pretrain, "train a matcher on captioned pictures"),
+    "data": (data, "make data sets"),
+    "judge": (judge, "train the attribute classifier of the synthetic birds"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its arguments."""
+    root = argparse.ArgumentParser(prog="vlm-plugin", description="Dual vision-language matching for text-to-image GANs")
+    root.add_argument("--version", action="version", version=__version__)
+    commands = root.add_subparsers(dest="command", required=True)
+    for name, (module, description) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=description, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; what the user got wrong is one line on stderr and exit status 2."""
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        print(f"vlm-plugin {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    return 0

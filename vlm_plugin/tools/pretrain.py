@@ -1,0 +1,479 @@
+"""Pretraining of the matcher: local, global and general level, with caption anchors and with image anchors.
+
+Sources: the three scores are the paper's; the contrastive losses, the negatives, the positives of the image-image pairs
+and the schedule are ours (docs/method.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from vlm_plugin.data import BirdTruth, CaptionedImages, Record, collate, find_truth, open_split
+from vlm_plugin.data.birds import read_caption, said_by, swap_caption, true_pairs
+from vlm_plugin.data.dataset import Batch, Sample
+from vlm_plugin.encoders import LSTMTextEncoder, build_image_encoder
+from vlm_plugin.features import Features
+from vlm_plugin.matching import contrastive_loss, global_scores, local_scores, matched_loss
+from vlm_plugin.model import VLM
+from vlm_plugin.scorer import MatchingScoreBlock
+from vlm_plugin.tools import training
+from vlm_plugin.vocabulary import Vocabulary
+
+GAMMA1, GAMMA2, GAMMA3 = 4.0, 5.0, 10.0
+GAMMA3_LOCAL = GAMMA2 * GAMMA3
+# The scorer's targets. A scorer that is never quite sure keeps a gradient for the generator.
+TARGET_TRUE, TARGET_FALSE = 0.9, 0.1
+POOL = 100
+# Encoder -> image size, learning rate, common dimension.
+DEFAULTS = {"conv": (64, 1e-3, 128), "inception": (256, 2e-4, 256)}
+
+
+class PairSample(NamedTuple):
+    """A captioned picture, and another picture that shares what a caption can say of it."""
+
+    first: Sample
+    second: Sample
+
+
+class Pairs(Dataset):
+    """Samples with a positive for the image-image direction.
+
+    The positive is another picture of the same class where there is one, with equal attributes where those are known
+    and such a picture exists; else the same picture augmented anew. (Two views of one picture teach instance identity,
+    which no caption can supply: they are the last resort.)
+
+    Args:
+        images: the pictures with their captions.
+        records: the same pictures' records.
+        truth: the attributes of synthetic birds, or None.
+    """
+
+    def __init__(self, images: CaptionedImages, records: Sequence[Record], truth: BirdTruth | None) -> None:
+        self.images = images
+        groups: dict[object, list[int]] = defaultdict(list)
+        names: list[list[object]] = []
+        for index, record in enumerate(records):
+            own: list[object] = [] if record.class_id is None else [("class", record.class_id)]
+            if truth is not None:
+                own.insert(0, ("attributes", *truth.values(record.key).values()))
+            names.append(own)
+            for name in own:
+                groups[name].append(index)
+        self._partners = [next((groups[n] for n in own if len(groups[n]) > 1), [i]) for i, own in enumerate(names)]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> PairSample:
+        partners = [p for p in self._partners[index] if p != index] or [index]
+        return PairSample(self.images[index], self.images[partners[int(torch.randint(len(partners), ()))]])
+
+
+def collate_pairs(samples: Sequence[PairSample]) -> tuple[Batch, Batch]:
+    """Two batches: the captioned pictures and, row by row, their image-image positives."""
+    return collate([s.first for s in samples]), collate([s.second for s in samples])
+
+
+class Losses(NamedTuple):
+    """Scalars of one step; `total` is their sum and carries the gradient."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+def pretraining_losses(
+    image: Features,
+    caption: Features,
+    swapped: Features | None,
+    positive: Features,
+    scorer: MatchingScoreBlock | None,
+    true_captions: Tensor,
+    same_group: Tensor,
+    generator: torch.Generator | None = None,
+) -> Losses:
+    """Every loss of a batch of B matched pairs.
+
+    Args:
+        image: B pictures.
+        caption: their captions.
+        swapped: the first P captions with a word exchanged, each one more negative of its own picture; or None.
+        positive: P <= B pictures, row i a positive of picture i. The image-image losses and the scorer's, which cost the
+            most, are those of the first P pictures alone.
+        scorer: the matching score block; None leaves out the general level.
+        true_captions: `(B, B)` bool: picture i satisfies caption j, so j is no negative of it.
+        same_group: `(P, P)` bool: pictures i and j are no negatives of each other.
+        generator: draws the scorer's hard negatives.
+
+    Source: ours, after DAMSM's posterior; the scorer's binary cross-entropy with hard negatives is ours.
+    """
+    batch, part = len(image.pooled), len(positive.pooled)
+    own = torch.arange(batch, device=image.pooled.device)
+    first = _rows(image, own[:part])
+    scores = {
+        "vlm_local": (GAMMA3_LOCAL, local_scores(image, caption, GAMMA1, GAMMA2)),
+        "vlm_global": (GAMMA3, global_scores(image, caption)),
+    }
+    terms = {}
+    for name, (gamma, table) in scores.items():
+        rows, excluded = table, true_captions
+        if swapped is not None:
+            score = local_scores if name == "vlm_local" else global_scores
+            column = torch.cat([score(_rows(first, own[i : i + 1]), _rows(swapped, own[i : i + 1])) for i in range(part)])
+            # A picture beyond the first P has no swapped caption: its place in the column is left out.
+            rows = torch.cat([table, F.pad(column, (0, 0, 0, batch - part))], dim=1)
+            excluded = torch.cat([true_captions, (own >= part)[:, None]], dim=1)
+        terms[name] = contrastive_loss(gamma * rows, own, excluded) + contrastive_loss(
+            gamma * table.T, own, true_captions.T
+        )
+    pictures = global_scores(first, positive)
+    terms["vvm_local"] = matched_loss(local_scores(first, positive, GAMMA1, GAMMA2), GAMMA3_LOCAL, same_group)
+    terms["vvm_global"] = matched_loss(pictures, GAMMA3, same_group)
+    if scorer is not None:
+        columns, valid = _hard_negatives(scores["vlm_global"][1][:part], true_captions[:part], generator)
+        wrong = [(_rows(caption, columns), valid)]
+        if swapped is not None:
+            wrong.append((swapped, torch.ones_like(valid)))
+        terms["vlm_general"] = _scorer_loss(scorer, first, _rows(caption, own[:part]), wrong, "caption")
+        columns, valid = _hard_negatives(pictures, same_group, generator)
+        terms["vvm_general"] = _scorer_loss(scorer, first, positive, [(_rows(positive, columns), valid)], "image")
+    return Losses(sum(terms.values()), {k: v.detach() for k, v in terms.items()})
+
+
+def _scorer_loss(
+    scorer: MatchingScoreBlock,
+    image: Features,
+    matched: Features,
+    wrong: Sequence[tuple[Features, Tensor]],
+    kind: str,
+) -> Tensor:
+    """Binary cross-entropy: half the weight on matched pairs, half on wrong ones (each with its bool of valid rows)."""
+    logits = scorer(image, matched, kind)
+    loss = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, TARGET_TRUE))
+    others = []
+    for anchor, valid in wrong:
+        logits = scorer(image, anchor, kind)
+        each = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, TARGET_FALSE), reduction="none")
+        others.append((each * valid).sum() / valid.sum().clamp(min=1))
+    return (loss + sum(others) / len(others)) / 2
+
+
+@torch.no_grad()
+def _hard_negatives(
+    scores: Tensor, excluded: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """One column a row, drawn in proportion to exp(gamma3 * score), and whether the row had any negative."""
+    weights = (GAMMA3 * (scores - 1)).exp().masked_fill(excluded, 0.0).cpu()
+    valid = weights.sum(1) > 0
+    weights[~valid] = 1.0
+    columns = torch.multinomial(weights, 1, generator=generator).squeeze(1)
+    return columns.to(scores.device), valid.to(scores.device)
+
+
+def _split(features: Features, size: int) -> tuple[Features, Features]:
+    return Features(*(part[:size] for part in features)), Features(*(part[size:] for part in features))
+
+
+def _rows(features: Features, index: Tensor) -> Features:
+    return Features(features.local[index], features.pooled[index], features.mask[index])
+
+
+class Evaluator:
+    """How well a matcher finds and ranks captions of a held-out split.
+
+    Args:
+        records: the split's pictures; the caption number i % captions of each is used.
+        image_size: pixels.
+        truth: the attributes of synthetic birds, or None.
+        device: where to compute.
+        seed: draws pools and swapped words.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], image_size: int, truth: BirdTruth | None, device: torch.device, seed: int = 0
+    ) -> None:
+        images = CaptionedImages(records, image_size, train=False)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+        self.pools = [order[i : i + POOL] for i in range(0, len(order), POOL)]
+        if len(self.pools) > 1 and len(self.pools[-1]) < POOL:
+            self.pools.pop()
+        self.images, self.truth, self.device = images, truth, device
+        self.random = random.Random(seed)
+        self.batches = [collate([images[i] for i in pool]) for pool in self.pools]
+        self.swapped = [
+            [swap_caption(c, list(said := read_caption(c)), said, self.random)[0] for c in batch.captions]
+            for batch in (self.batches if truth is not None else [])
+        ]
+
+    def ceiling(self) -> float:
+        """The best R@1 that any matcher can expect: a picture that k captions of its pool fit is found 1 time in k."""
+        shares = []
+        for batch in self.batches:
+            true = _true_captions(self.truth, batch, batch.captions)
+            if self.truth is None:
+                # Without attributes the only captions known to be equally right are the equal ones.
+                true = torch.tensor([[a == b for b in batch.captions] for a in batch.captions])
+            shares.append((1 / true.sum(1)).mean())
+        return float(torch.stack(shares).mean())
+
+    @torch.no_grad()
+    def __call__(self, vlm: VLM) -> dict[str, float]:
+        """R@1 of 100 by local and global score; with attributes, how often a true caption beats its swapped twin."""
+        vlm.eval()
+        rows: dict[str, list[Tensor]] = defaultdict(list)
+        for number, batch in enumerate(self.batches):
+            image = vlm.encode_image(batch.images.to(self.device))
+            own = torch.arange(len(batch.captions), device=self.device)
+            caption = vlm.encode_text(batch.captions)
+            scores = {
+                "local": local_scores(image, caption, GAMMA1, GAMMA2),
+                "global": global_scores(image, caption),
+            }
+            for name, table in scores.items():
+                rows[f"{name}_r1"].append((table.argmax(1) == own).float())
+            if self.swapped:
+                twin = vlm.encode_text(self.swapped[number])
+                better = {
+                    "local": scores["local"].diagonal() > local_scores(image, twin, GAMMA1, GAMMA2).diagonal(),
+                    "global": scores["global"].diagonal() > global_scores(image, twin).diagonal(),
+                }
+                if vlm.scorer is not None:
+                    better["general"] = vlm.scorer(image, caption, "caption") > vlm.scorer(image, twin, "caption")
+                for name, table in better.items():
+                    rows[f"{name}_swapped"].append(table.float())
+        return {name: float(torch.cat(parts).mean()) for name, parts in rows.items()}
+
+
+def _true_captions(truth: BirdTruth | None, batch: Batch, captions: Sequence[str]) -> Tensor:
+    """`(B, B')` bool: which pictures satisfy which captions; without attributes, those of one class."""
+    if truth is None:
+        return batch.class_ids[:, None] == batch.class_ids[None, :]
+    return true_pairs(truth.pictures(batch.keys), *said_by(captions))
+
+
+def pretrain(
+    data: str | Path,
+    out: str | Path,
+    *,
+    encoder: str = "conv",
+    epochs: int = 30,
+    batch: int = 64,
+    embed_dim: int | None = None,
+    image_size: int | None = None,
+    learning_rate: float | None = None,
+    image_weights: str | None = None,
+    half: bool = False,
+    seed: int = 0,
+    device: str | None = None,
+    precision: str = "auto",
+) -> VLM:
+    """Train a matcher and write it to `out`; the same call again goes on after a kill.
+
+    Args:
+        data: folder of captioned pictures with a train split, and a validation (else test) split to choose the epoch.
+        out: the matcher's file. `out` + ".state" beside it holds what a resumed run needs, until the run is done.
+        encoder: "conv" (64 pixels, a CPU will do) or "inception" (299 pixels).
+        epochs: passes over the train split.
+        batch: pictures a step (paper: 64).
+        embed_dim: D of the common space.
+        image_size: pixels that the pictures are cropped to.
+        learning_rate: AdamW's at its peak.
+        image_weights: "imagenet" or a file for the Inception trunk, which then stays frozen, as DAMSM's does.
+        half: store the weights as float16.
+        seed: decides initial weights, order and negatives.
+        device: "cuda", "cpu"; the GPU when left out, where there is one.
+        precision: "auto", "float32" or "bfloat16".
+
+    Returns:
+        The matcher of the best epoch (mean of local and global R@1 on the held-out split).
+
+    Raises:
+        ValueError, FileNotFoundError: the message names the argument or file.
+    """
+    if encoder not in DEFAULTS:
+        raise ValueError(f"encoder: expected one of {sorted(DEFAULTS)}, got {encoder!r}")
+    default_size, default_rate, default_dim = DEFAULTS[encoder]
+    image_size, embed_dim = image_size or default_size, embed_dim or default_dim
+    learning_rate = learning_rate or default_rate
+    settings = {
+        "data": Path(data).name, "encoder": encoder, "epochs": epochs, "batch": batch, "embed_dim": embed_dim,
+        "image_size": image_size, "learning_rate": learning_rate, "image_weights": image_weights, "seed": seed,
+    }  # fmt: skip
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    state_file = out.with_name(out.name + ".state")
+    place = training.choose_device(device)
+    dtype = training.choose_precision(place, precision)
+
+    records, held_out_name, held_out = _open(data)
+    truth = find_truth(data)
+    torch.manual_seed(seed)
+    vlm = _new_vlm(records, encoder, embed_dim, image_weights, settings).to(place)
+    trained = [p for p in vlm.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=1e-4, betas=(0.9, 0.98))
+    steps_per_epoch = max(len(records) // batch, 1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=epochs * steps_per_epoch + 1, pct_start=0.1
+    )
+    evaluate = Evaluator(held_out, image_size, truth, place)
+    ceiling = evaluate.ceiling()
+    best: dict = {"score": -1.0, "weights": None, "results": {}}
+    first_epoch = 0
+    if state_file.is_file():
+        state = torch.load(state_file, map_location=place, weights_only=True)
+        if state["settings"] != settings:
+            raise ValueError(
+                f"{state_file}: an unfinished run with other settings ({_difference(state['settings'], settings)}): "
+                "finish it with those, or delete the file"
+            )
+        vlm.load_state_dict(state["vlm"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        best, first_epoch = state["best"], state["epoch"]
+        print(f"resuming after epoch {first_epoch} of {epochs}", flush=True)
+
+    pairs = Pairs(CaptionedImages(records, image_size, train=True), records, truth)
+    batches = training.endless_batches(
+        pairs, batch, seed, collate_pairs, first_step=first_epoch * steps_per_epoch, device=place
+    )
+    for epoch in range(first_epoch, epochs):
+        _train_mode(vlm, frozen_trunk=image_weights is not None)
+        bar = training.progress(itertools.islice(batches, steps_per_epoch), total=steps_per_epoch, leave=False)
+        bar.set_description(f"epoch {epoch + 1}/{epochs}")
+        for number, (first, second) in enumerate(bar):
+            step = epoch * steps_per_epoch + number
+            losses = _step_losses(vlm, first, second, truth, place, dtype, training.mix(seed, step, 2))
+            optimizer.zero_grad(set_to_none=True)
+            losses.total.backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            schedule.step()
+            if number % 10 == 0:
+                bar.set_postfix({k: f"{float(v):.2f}" for k, v in losses.terms.items()})
+        results = evaluate(vlm)
+        score = (results["local_r1"] + results["global_r1"]) / 2
+        print(f"epoch {epoch + 1}/{epochs}  {held_out_name}: {_sentence(results, ceiling)}", flush=True)
+        if score > best["score"]:
+            best = {"score": score, "weights": copy.deepcopy(vlm.state_dict()), "results": results}
+        training.save_atomically(
+            {
+                "settings": settings, "vlm": vlm.state_dict(), "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(), "best": best, "epoch": epoch + 1,
+            },
+            state_file,
+        )  # fmt: skip
+        _save(vlm, best, out, ceiling, held_out_name, half)
+    state_file.unlink(missing_ok=True)
+    return VLM.load(out)
+
+
+def _open(data: str | Path) -> tuple[list[Record], str, list[Record]]:
+    """The train split, and the split that chooses the epoch: validation where there is one, else test."""
+    records = open_split(data, "train")
+    try:
+        return records, "validation", open_split(data, "validation")
+    except (FileNotFoundError, ValueError):
+        return records, "test", open_split(data, "test")
+
+
+def _new_vlm(
+    records: Sequence[Record], encoder: str, embed_dim: int, image_weights: str | None, settings: dict
+) -> VLM:
+    vocabulary = Vocabulary.build(caption for record in records for caption in record.captions)
+    options = {"weights": image_weights} if image_weights is not None else {}
+    image_encoder = build_image_encoder(encoder, embed_dim=embed_dim, **options)
+    if image_weights is not None:
+        for name, parameter in image_encoder.named_parameters():
+            parameter.requires_grad_(name.startswith("emb_"))
+    text_encoder = LSTMTextEncoder(len(vocabulary), embed_dim)
+    return VLM(
+        image_encoder, text_encoder, vocabulary, MatchingScoreBlock(embed_dim), notes={"pretraining": settings}
+    )
+
+
+def _train_mode(vlm: VLM, frozen_trunk: bool) -> None:
+    vlm.train()
+    if frozen_trunk:
+        vlm.image_encoder.eval()
+
+
+def _step_losses(
+    vlm: VLM,
+    first: Batch,
+    second: Batch,
+    truth: BirdTruth | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+) -> Losses:
+    generator = torch.Generator().manual_seed(seed)
+    captions, swapped = list(first.captions), []
+    batch, part = len(captions), (len(captions) + 1) // 2
+    if truth is not None:
+        rng = random.Random(seed)
+        swapped = [swap_caption(c, list(said := read_caption(c)), said, rng)[0] for c in captions[:part]]
+    true_captions = _true_captions(truth, first, captions)
+    same_group = first.class_ids[:part, None] == second.class_ids[None, :part]
+    with training.autocast(device, dtype):
+        images = torch.cat([first.images, second.images[:part]]).to(device, memory_format=torch.channels_last)
+        image, positive = _split(vlm.encode_image(images), batch)
+        caption, twin = _split(vlm.encode_text(captions + swapped, generator), batch)
+        twin = twin if swapped else None
+        return pretraining_losses(
+            image, caption, twin, positive, vlm.scorer, true_captions.to(device), same_group.to(device), generator
+        )
+
+
+def _save(vlm: VLM, best: dict, out: Path, ceiling: float, held_out_name: str, half: bool) -> None:
+    result = copy.deepcopy(vlm)
+    result.load_state_dict(best["weights"])
+    result.eval()
+    result.notes["held_out"] = {"split": held_out_name, "ceiling_r1": ceiling, **best["results"]}
+    result.stamp()
+    result.save(out, half=half)
+
+
+def _sentence(results: dict[str, float], ceiling: float) -> str:
+    parts = [f"R@1 of {POOL} local {results['local_r1']:.3f}, global {results['global_r1']:.3f} (ceiling {ceiling:.3f})"]
+    if swapped := [f"{n} {results[f'{n}_swapped']:.3f}" for n in ("local", "global", "general") if f"{n}_swapped" in results]:
+        parts.append(f"true over swapped: {', '.join(swapped)}")
+    return "; ".join(parts)
+
+
+def _difference(old: dict, new: dict) -> str:
+    return ", ".join(f"{k}: {old.get(k)!r} there, {new[k]!r} here" for k in new if old.get(k) != new[k])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `vlm-plugin pretrain`."""
+    parser.add_argument("--data", required=True, help="folder of captioned pictures")
+    parser.add_argument("--out", required=True, help="file to write; the same command again resumes after a kill")
+    parser.add_argument("--encoder", choices=sorted(DEFAULTS), default="conv")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--embed-dim", type=int, help="common dimension (conv: 128, inception: 256)")
+    parser.add_argument("--image-size", type=int, help="pixels (conv: 64, inception: 256)")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--image-weights", help='"imagenet" (torchvision\'s cached file) or a file, for inception')
+    parser.add_argument("--half", action="store_true", help="store the weights as float16")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `vlm-plugin pretrain`."""
+    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "run")}
+    pretrain(options.pop("data"), options.pop("out"), **options)
+    print(f"wrote {arguments.out}")

@@ -1,0 +1,259 @@
+"""What every trainer here shares: device, precision, ranks, a resumable data stream, run folders, logs, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torchvision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+import vlm_plugin
+from vlm_plugin import distributed
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device called `name`; without a name the GPU of this process where there is one, else the CPU.
+
+    Raises:
+        ValueError: CUDA is asked for and not there.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this machine has no CUDA device that torch {torch.__version__} can use")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def choose_precision(device: torch.device, name: str = "auto") -> torch.dtype:
+    """The autocast type called `name` ("float32", "bfloat16"); "auto" is bfloat16 where the hardware computes in it.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        # Emulated bfloat16 is many times slower than float32, so a CPU must say that it has the instructions.
+        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        return torch.bfloat16 if supported else torch.float32
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"precision: expected auto, float32 or bfloat16, got {name!r}")
+    return getattr(torch, name)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to `dtype` on `device`; does nothing for float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def join_ranks(device: torch.device) -> None:
+    """Join the other processes when started by torchrun; does nothing otherwise."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def wrap_ddp(network: nn.Module, device: torch.device) -> nn.Module:
+    """`network` in DistributedDataParallel when there are several ranks, else itself."""
+    if distributed.world_size() == 1:
+        return network
+    ids = [device.index] if device.type == "cuda" else None
+    # Buffers stay each rank's own: broadcasting them at every forward would touch what a gradient penalty still needs.
+    return nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+
+
+@contextlib.contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Run a block with torch's CPU randomness decided by `key` alone, and restored afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix(*key))
+        yield
+
+
+def mix(*key: int) -> int:
+    """One seed out of several integers."""
+    value = 0x9E3779B97F4A7C15
+    for part in key:
+        value = ((value ^ (part & 0xFFFFFFFF)) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
+        value ^= value >> 31
+    return value % 2**63
+
+
+def noise(shape: tuple[int, ...], device: torch.device, *key: int) -> Tensor:
+    """Standard normal values that depend on `shape` and `key` alone: the same on every device, with any history."""
+    generator = torch.Generator().manual_seed(mix(*key))
+    return torch.randn(shape, generator=generator).to(device)
+
+
+class Stream(Dataset):
+    """An endless shuffled sequence of samples in which position p is the same sample for ever.
+
+    The order and each sample's augmentation depend on (seed, position) alone. So a resumed run sees what the
+    uninterrupted one would have seen, and runs that differ in their loss see the same data, whatever the number of
+    workers and whatever else draws random numbers.
+
+    Args:
+        dataset: the samples; their randomness must come from torch.
+        seed: decides everything.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def __getitem__(self, position: int) -> object:
+        epoch, offset = divmod(position, len(self.dataset))
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+            self._order = torch.randperm(len(self.dataset), generator=generator).tolist()
+            self._epoch = epoch
+        with seeded(self.seed, position, 1):
+            return self.dataset[self._order[offset]]
+
+
+def endless_batches(
+    dataset: Dataset,
+    batch: int,
+    seed: int,
+    collate: Callable,
+    *,
+    first_step: int = 0,
+    device: torch.device,
+    workers: int | None = None,
+) -> Iterator:
+    """Batches from `first_step` on, for ever; each rank gets its own part of every global batch.
+
+    Args:
+        dataset: the samples.
+        batch: samples in a batch of one rank.
+        seed: decides order and augmentation.
+        collate: makes a batch of a list of samples.
+        first_step: how many batches an interrupted run has already consumed.
+        device: where training happens; memory is pinned for a GPU.
+        workers: loader processes; 4 for a GPU when left out, none for a CPU, whose cores compute.
+    """
+    rank, world = distributed.rank(), distributed.world_size()
+    if workers is None:
+        workers = 4 if device.type == "cuda" else 0
+
+    def positions() -> Iterator[list[int]]:
+        step = first_step
+        while True:
+            start = (step * world + rank) * batch
+            yield list(range(start, start + batch))
+            step += 1
+
+    loader = DataLoader(
+        Stream(dataset, seed),
+        batch_sampler=positions(),
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )
+    return iter(loader)
+
+
+def progress(iterable: Iterable, **options: object) -> tqdm:
+    """A progress bar on the terminal of rank 0."""
+    return tqdm(iterable, disable=distributed.rank() != 0, dynamic_ncols=True, mininterval=0.5, **options)
+
+
+def ramp(step: int, start: int, length: int) -> float:
+    """0 up to step `start`, then a straight line to 1 over `length` steps."""
+    if length <= 0:
+        return float(step >= start)
+    return min(max((step - start) / length, 0.0), 1.0)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move an exponential moving average of weights towards `network`; buffers are copied."""
+    for mean, value in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+    for mean, value in zip(average.buffers(), network.buffers(), strict=True):
+        mean.copy_(value)
+
+
+def new_run_folder(root: str | os.PathLike, name: str) -> Path:
+    """Make `root/00000-name`, numbered after the last one there."""
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    numbers = [int(p.name[:5]) for p in root.iterdir() if p.is_dir() and p.name[:5].isdigit()]
+    folder = root / f"{max(numbers, default=-1) + 1:05d}-{name}"
+    folder.mkdir()
+    return folder
+
+
+def save_atomically(content: object, path: str | os.PathLike) -> None:
+    """torch.save to a file beside `path`, then rename, so that a kill at any moment leaves a whole file."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    torch.save(content, temporary)
+    os.replace(temporary, path)
+
+
+def write_json(content: object, path: str | os.PathLike) -> None:
+    """Indented JSON, written beside and renamed."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """What a number depends on besides the code's input."""
+    return {
+        "vlm_plugin": vlm_plugin.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+
+class Log:
+    """One JSON object a line; resuming cuts off the lines that the checkpoint does not know.
+
+    Args:
+        path: the file.
+        first_step: lines of this step and later are dropped.
+    """
+
+    def __init__(self, path: str | os.PathLike, first_step: int = 0) -> None:
+        self.path = Path(path)
+        if distributed.rank() == 0:
+            kept = [row for row in self.rows() if row["step"] < first_step]
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def add(self, **values: object) -> None:
+        """Append a line; tensors become numbers."""
+        if distributed.rank() == 0:
+            row = {k: float(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict]:
+        """Every whole line written so far."""
+        if not self.path.is_file():
+            return []
+        rows = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            # A kill may leave half a line at the end.
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
