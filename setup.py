@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "vlm_plugin/__init__.py").read_text(encoding="utf-8")).group(1)
 
-TRAIN = ["pyyaml", "tqdm"]
+TRAIN = ["pyyaml", "tqdm", "matplotlib", "torchmetrics>=1.4"]
 EVAL = ["torchmetrics>=1.4"]
 
 setup(
@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["vlm_plugin", "vlm_plugin.*"]),
     package_data={"vlm_plugin": ["assets/*"]},
-    install_requires=["torch>=2.4", "torchvision", "numpy", "pillow", "nltk", "easydict"],
+    install_requires=["torch>=2.4", "torchvision", "numpy", "pillow>=10.1", "nltk", "easydict"],
     extras_require={
         "train": TRAIN,
         "eval": EVAL,

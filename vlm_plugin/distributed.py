@@ -9,6 +9,8 @@ silently divide the loss's weight by the number of ranks.)
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -29,14 +31,14 @@ def rank(group: dist.ProcessGroup | None = None) -> int:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group
         parts = [torch.empty_like(tensor) for _ in range(world_size(group))]
         dist.all_gather(parts, tensor.contiguous(), group=group)
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient, op=dist.ReduceOp.SUM, group=ctx.group)
         return gradient.chunk(world_size(ctx.group))[rank(ctx.group)], None

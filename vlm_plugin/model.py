@@ -143,7 +143,11 @@ class VLM(nn.Module):
         content = {
             "format": _FORMAT,
             "version": _VERSION,
-            "settings": {name: dict(module.settings) for name, module in parts.items() if module},
+            "settings": {
+                "image_encoder": {"name": self.image_encoder.name, **self.image_encoder.settings},
+                "text_encoder": dict(self.text_encoder.settings),
+                **({"scorer": dict(self.scorer.settings)} if self.scorer else {}),
+            },
             "max_words": self.max_words,
             "vocabulary": self.vocabulary.state_dict(),
             "notes": self.notes,

@@ -70,9 +70,7 @@ class MatchingScoreBlock(nn.Module):
             raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")
         for name, features in (("image", image), ("anchor", anchor)):
             if features.local.shape[-1] != self.embed_dim:
-                raise ValueError(
-                    f"{name}: expected features of width {self.embed_dim}, got {features.local.shape[-1]}"
-                )
+                raise ValueError(f"{name}: expected features of width {self.embed_dim}, got {features.local.shape[-1]}")
         types = self.token_types.weight
         image, anchor = image.to(types.dtype), anchor.to(types.dtype)
         offset = 2 + 2 * KINDS.index(kind)

@@ -18,7 +18,9 @@ COMMANDS = {
 
 def parser() -> argparse.ArgumentParser:
     """Every command with its arguments."""
-    root = argparse.ArgumentParser(prog="vlm-plugin", description="Dual vision-language matching for text-to-image GANs")
+    root = argparse.ArgumentParser(
+        prog="vlm-plugin", description="Dual vision-language matching for text-to-image GANs"
+    )
     root.add_argument("--version", action="version", version=__version__)
     commands = root.add_subparsers(dest="command", required=True)
     for name, (module, description) in COMMANDS.items():

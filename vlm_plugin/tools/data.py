@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from pathlib import Path
 
@@ -46,3 +47,21 @@ def synthetic(directory: str | Path, train: int, validation: int, test: int, siz
     sheet = contact_sheet(shown, [record.captions[0] for record in shown], _SHEET_COLUMNS, root / "contact_sheet.png")
     print(f"  what they look like: {sheet}")
     return root
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `vlm-plugin data`."""
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    birds = kinds.add_parser("synthetic", help="draw birds with captions whose truth is known, in the CUB layout")
+    birds.add_argument("directory")
+    birds.add_argument("--train", type=int, default=2500, help="pictures of the train split")
+    birds.add_argument("--validation", type=int, default=500)
+    birds.add_argument("--test", type=int, default=500)
+    birds.add_argument("--size", type=int, default=64, help="pixels")
+    birds.add_argument("--seed", type=int, default=0)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `vlm-plugin data`."""
+    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "run", "kind")}
+    synthetic(**options)

@@ -48,7 +48,9 @@ class Judge(nn.Module):
             channels = wide
         self.trunk = nn.Sequential(*stages)
         self.num_features = 128
-        self.hidden = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(channels * 16, self.num_features), nn.ReLU())
+        self.hidden = nn.Sequential(
+            nn.Flatten(), nn.Dropout(0.3), nn.Linear(channels * 16, self.num_features), nn.ReLU()
+        )
         self.heads = nn.ModuleDict({name: nn.Linear(self.num_features, len(v)) for name, v in ATTRIBUTES.items()})
         self.accuracy: dict[str, float] = {}
 
@@ -135,7 +137,9 @@ def train_judge(
         sample = next(batches)
         target = truth.pictures(sample.keys).to(place)
         with training.autocast(place, dtype):
-            logits = judge(_roughened(sample.images, training.mix(seed, step)).to(place, memory_format=torch.channels_last))
+            logits = judge(
+                _roughened(sample.images, training.mix(seed, step)).to(place, memory_format=torch.channels_last)
+            )
         loss = sum(F.cross_entropy(o.float(), target[:, i]) for i, o in enumerate(logits.values())) / len(ATTRIBUTES)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -153,7 +157,9 @@ def _roughened(images: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     strength = torch.rand(len(images), 1, 1, 1, generator=generator)
     blurred = F.interpolate(
-        F.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True), size=images.shape[-2:], mode="bilinear"
+        F.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True),
+        size=images.shape[-2:],
+        mode="bilinear",
     )
     noisy = images + 0.15 * torch.randn(images.shape, generator=generator)
     return torch.where(strength < 0.25, blurred, torch.where(strength < 0.5, noisy, images)).clamp(-1, 1)

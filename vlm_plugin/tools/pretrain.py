@@ -109,8 +109,8 @@ def pretraining_losses(
         image: B pictures.
         caption: their captions.
         swapped: the first P captions with a word exchanged, each one more negative of its own picture; or None.
-        positive: P <= B pictures, row i a positive of picture i. The image-image losses and the scorer's, which cost the
-            most, are those of the first P pictures alone.
+        positive: P <= B pictures, row i a positive of picture i. The image-image losses and the scorer's, which cost
+            the most, are those of the first P pictures alone.
         scorer: the matching score block; None leaves out the general level.
         true_captions: `(B, B)` bool: picture i satisfies caption j, so j is no negative of it.
         same_group: `(P, P)` bool: pictures i and j are no negatives of each other.
@@ -130,7 +130,9 @@ def pretraining_losses(
         rows, excluded = table, true_captions
         if swapped is not None:
             score = local_scores if name == "vlm_local" else global_scores
-            column = torch.cat([score(_rows(first, own[i : i + 1]), _rows(swapped, own[i : i + 1])) for i in range(part)])
+            column = torch.cat(
+                [score(_rows(first, own[i : i + 1]), _rows(swapped, own[i : i + 1])) for i in range(part)]
+            )
             # A picture beyond the first P has no swapped caption: its place in the column is left out.
             rows = torch.cat([table, F.pad(column, (0, 0, 0, batch - part))], dim=1)
             excluded = torch.cat([true_captions, (own >= part)[:, None]], dim=1)
@@ -170,9 +172,7 @@ def _scorer_loss(
 
 
 @torch.no_grad()
-def _hard_negatives(
-    scores: Tensor, excluded: Tensor, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
+def _hard_negatives(scores: Tensor, excluded: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """One column a row, drawn in proportion to exp(gamma3 * score), and whether the row had any negative."""
     weights = (GAMMA3 * (scores - 1)).exp().masked_fill(excluded, 0.0).cpu()
     valid = weights.sum(1) > 0
@@ -387,9 +387,7 @@ def _open(data: str | Path) -> tuple[list[Record], str, list[Record]]:
         return records, "test", open_split(data, "test")
 
 
-def _new_vlm(
-    records: Sequence[Record], encoder: str, embed_dim: int, image_weights: str | None, settings: dict
-) -> VLM:
+def _new_vlm(records: Sequence[Record], encoder: str, embed_dim: int, image_weights: str | None, settings: dict) -> VLM:
     vocabulary = Vocabulary.build(caption for record in records for caption in record.captions)
     options = {"weights": image_weights} if image_weights is not None else {}
     image_encoder = build_image_encoder(encoder, embed_dim=embed_dim, **options)
@@ -397,9 +395,7 @@ def _new_vlm(
         for name, parameter in image_encoder.named_parameters():
             parameter.requires_grad_(name.startswith("emb_"))
     text_encoder = LSTMTextEncoder(len(vocabulary), embed_dim)
-    return VLM(
-        image_encoder, text_encoder, vocabulary, MatchingScoreBlock(embed_dim), notes={"pretraining": settings}
-    )
+    return VLM(image_encoder, text_encoder, vocabulary, MatchingScoreBlock(embed_dim), notes={"pretraining": settings})
 
 
 def _train_mode(vlm: VLM, frozen_trunk: bool) -> None:
@@ -445,8 +441,12 @@ def _save(vlm: VLM, best: dict, out: Path, ceiling: float, held_out_name: str, h
 
 
 def _sentence(results: dict[str, float], ceiling: float) -> str:
-    parts = [f"R@1 of {POOL} local {results['local_r1']:.3f}, global {results['global_r1']:.3f} (ceiling {ceiling:.3f})"]
-    if swapped := [f"{n} {results[f'{n}_swapped']:.3f}" for n in ("local", "global", "general") if f"{n}_swapped" in results]:
+    parts = [
+        f"R@1 of {POOL} local {results['local_r1']:.3f}, global {results['global_r1']:.3f} (ceiling {ceiling:.3f})"
+    ]
+    if swapped := [
+        f"{n} {results[f'{n}_swapped']:.3f}" for n in ("local", "global", "general") if f"{n}_swapped" in results
+    ]:
         parts.append(f"true over swapped: {', '.join(swapped)}")
     return "; ".join(parts)
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -66,13 +67,27 @@ def join_ranks(device: torch.device) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
-def wrap_ddp(network: nn.Module, device: torch.device) -> nn.Module:
-    """`network` in DistributedDataParallel when there are several ranks, else itself."""
+def barrier() -> None:
+    """Wait for every rank; does nothing with a single process."""
+    if distributed.world_size() > 1:
+        dist.barrier()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average the gradients of every rank; does nothing with a single process.
+
+    GAN losses run a network several times, and through its own gradient, before one backward: an explicit average after
+    that backward does not depend on how DistributedDataParallel's hooks take this. Ranks start equal (same seed) and
+    stay equal.
+    """
     if distributed.world_size() == 1:
-        return network
-    ids = [device.index] if device.type == "cuda" else None
-    # Buffers stay each rank's own: broadcasting them at every forward would touch what a gradient penalty still needs.
-    return nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= distributed.world_size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 @contextlib.contextmanager
@@ -200,6 +215,38 @@ def new_run_folder(root: str | os.PathLike, name: str) -> Path:
     return folder
 
 
+def shared_run_folder(root: str | os.PathLike, name: str) -> Path:
+    """`new_run_folder`, made by rank 0 and told to every rank."""
+    folder = [new_run_folder(root, name) if distributed.rank() == 0 else None]
+    if distributed.world_size() > 1:
+        dist.broadcast_object_list(folder, src=0)
+    return folder[0]
+
+
+class StopSignal:
+    """Notices SIGTERM and Ctrl-C, so that a run ends after the step it is in, with a checkpoint.
+
+    Attributes:
+        asked: a signal came.
+    """
+
+    _signals = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._former = {number: signal.signal(number, self._ask) for number in self._signals}
+
+    def _ask(self, *_: object) -> None:
+        # A second signal does what it would have done without us.
+        self.asked = True
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+
 def save_atomically(content: object, path: str | os.PathLike) -> None:
     """torch.save to a file beside `path`, then rename, so that a kill at any moment leaves a whole file."""
     path = Path(path)
@@ -237,7 +284,7 @@ class Log:
     def __init__(self, path: str | os.PathLike, first_step: int = 0) -> None:
         self.path = Path(path)
         if distributed.rank() == 0:
-            kept = [row for row in self.rows() if row["step"] < first_step]
+            kept = [row for row in self.read(self.path) if row["step"] < first_step]
             self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
     def add(self, **values: object) -> None:
@@ -247,12 +294,13 @@ class Log:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-    def rows(self) -> list[dict]:
-        """Every whole line written so far."""
-        if not self.path.is_file():
+    @staticmethod
+    def read(path: str | os.PathLike) -> list[dict]:
+        """Every whole line written so far; none without a file."""
+        if not Path(path).is_file():
             return []
         rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
             # A kill may leave half a line at the end.
             with contextlib.suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))

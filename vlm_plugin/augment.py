@@ -1,0 +1,36 @@
+"""Random views of generated images before the matcher sees them, so that a generator cannot fool it pixel by pixel."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class RandomView:
+    """Shift, mirror and add a little noise, each image by itself; differentiable. Source: ours.
+
+    Args:
+        shift: largest shift as a share of the image's side; what moves in is the mirrored border.
+        flip: mirror half of the images. Switch it off where captions tell left from right.
+        noise: standard deviation of the noise, for images in [-1, 1].
+    """
+
+    def __init__(self, shift: float = 0.08, flip: bool = True, noise: float = 0.03) -> None:
+        if not 0 <= shift < 0.5:
+            raise ValueError(f"shift: expected a share from 0 to below 0.5, got {shift}")
+        self.shift, self.flip, self.noise = shift, flip, noise
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """`(B, 3, H, W)` images in, as many random views of the same size out."""
+        batch, _, height, width = images.shape
+        room_y, room_x = round(self.shift * height), round(self.shift * width)
+        padded = F.pad(images, (room_x, room_x, room_y, room_y), mode="reflect")
+        # Offsets are drawn on the CPU: reading them from a GPU would wait for it.
+        tops = torch.randint(2 * room_y + 1, (batch,)).tolist()
+        lefts = torch.randint(2 * room_x + 1, (batch,)).tolist()
+        views = torch.stack([p[:, y : y + height, x : x + width] for p, y, x in zip(padded, tops, lefts, strict=True)])
+        if self.flip:
+            mirrored = (torch.rand(batch, 1, 1, 1) < 0.5).to(images.device)
+            views = torch.where(mirrored, views.flip(3), views)
+        return views + self.noise * torch.randn_like(views)
