@@ -25,7 +25,7 @@ setup(
     extras_require={
         "train": TRAIN,
         "eval": EVAL,
-        "dev": [*TRAIN, *EVAL, "pytest", "ruff"],
+        "dev": [*TRAIN, *EVAL, "pytest", "ruff", "setuptools>=70.1"],
     },
     entry_points={"console_scripts": ["vlm-plugin = vlm_plugin.tools.cli:main"]},
 )

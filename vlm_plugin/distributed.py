@@ -9,12 +9,11 @@ silently divide the loss's weight by the number of ranks.)
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from .features import Features
 
@@ -31,15 +30,16 @@ def rank(group: dist.ProcessGroup | None = None) -> int:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    def forward(ctx: FunctionCtx, tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group
         parts = [torch.empty_like(tensor) for _ in range(world_size(group))]
         dist.all_gather(parts, tensor.contiguous(), group=group)
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.contiguous()
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        # A copy: the reduction works in place, and others may hold the same gradient.
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient, op=dist.ReduceOp.SUM, group=ctx.group)
         return gradient.chunk(world_size(ctx.group))[rank(ctx.group)], None
 

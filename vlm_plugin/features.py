@@ -39,8 +39,8 @@ def check_features(features: Features, name: str) -> Features:
         name: how the caller calls it, for the message.
 
     Raises:
-        TypeError: not a `Features`, or of a wrong dtype.
-        ValueError: shapes that do not fit together, or a row of `mask` without a valid entry (an empty caption).
+        TypeError: not a `Features` of tensors, or of a wrong dtype.
+        ValueError: shapes that do not fit together, or parts on several devices.
     """
     if not isinstance(features, Features):
         raise TypeError(
@@ -48,6 +48,8 @@ def check_features(features: Features, name: str) -> Features:
             f"encode_text(...) from strings), got {type(features).__name__}"
         )
     local, pooled, mask = features
+    if not all(isinstance(part, Tensor) for part in features):
+        raise TypeError(f"{name}: expected tensors, got {', '.join(type(part).__name__ for part in features)}")
     if not (local.is_floating_point() and pooled.is_floating_point()):
         raise TypeError(f"{name}: expected floating-point vectors, got {local.dtype} and {pooled.dtype}")
     if mask.dtype != torch.bool:
@@ -61,6 +63,11 @@ def check_features(features: Features, name: str) -> Features:
         raise ValueError(
             f"{name}: expected pooled of shape {(local.shape[0], local.shape[2])} beside local "
             f"{tuple(local.shape)}, got {tuple(pooled.shape)}"
+        )
+    if not local.device == pooled.device == mask.device:
+        raise ValueError(
+            f"{name}: expected local, pooled and mask on one device, "
+            f"got {local.device}, {pooled.device} and {mask.device}"
         )
     return features
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -99,9 +100,7 @@ class DualVLMLoss(nn.Module):
                 f"terms: {', '.join(general)} need a trained scorer, which this matcher has not: "
                 "leave them out of `terms`, or train one (vlm-plugin pretrain)"
             )
-        low, high = image_range
-        if not low < high:
-            raise ValueError(f"image_range: expected (lowest, highest), got {image_range}")
+        image_range = _check_image_range(image_range)
         if scorer is not None and not allow_other_encoders:
             _check_fingerprints(scorer, image_encoder=image_encoder, text_encoder=text_encoder)
         self.image_encoder = image_encoder
@@ -112,7 +111,7 @@ class DualVLMLoss(nn.Module):
         self.lambda_vvm, self.lambda_vlm = lambda_vvm, lambda_vlm
         self.gamma1, self.gamma2, self.gamma3 = gamma1, gamma2, gamma3
         self.gamma3_local = gamma2 * gamma3 if gamma3_local is None else gamma3_local
-        self.image_range = (float(low), float(high))
+        self.image_range = image_range
         self.augment = augment
         self.process_group = process_group
         self._range_checked = False
@@ -169,9 +168,11 @@ class DualVLMLoss(nn.Module):
         if self.text_encoder is None:
             raise ValueError("encode_tokens: this loss has no text_encoder: give it one, or use text_features")
         self._freeze()
-        device = self._device()
-        with torch.autocast(device.type, enabled=False):
-            return as_features(self.text_encoder(tokens.to(device), lengths), "text_encoder").detach()
+        weight = _first_tensor(self.text_encoder, self.image_encoder)
+        if isinstance(tokens, Tensor) and weight is not None:
+            tokens = tokens.to(weight.device)
+        with torch.autocast("cpu" if weight is None else weight.device.type, enabled=False):
+            return as_features(self.text_encoder(tokens, lengths), "text_encoder").detach()
 
     def forward(
         self,
@@ -200,34 +201,33 @@ class DualVLMLoss(nn.Module):
                 argument, what was expected and what came.
         """
         self._freeze()
-        _check_images("fake", fake, self._device())
-        batch = len(fake)
+        weight = _first_tensor(self.image_encoder)
+        _check_images("fake", fake, weight)
+        batch, device = len(fake), fake.device
         anchors: dict[str, tuple[Features, str]] = {}
         if self._needs("vlm"):
-            anchors["vlm"] = (self._check_text(text, batch), "caption")
+            anchors["vlm"] = (self._check_text(text, batch, device), "caption")
         if self._needs("vvm"):
             if real is None:
                 raise ValueError(f"real: expected images (B, 3, H, W) for the terms {self._needs('vvm')}, got None")
-            _check_images("real", real, self._device())
+            _check_images("real", real, fake if weight is None else weight)
             if len(real) != batch:
                 raise ValueError(f"real: expected {batch} images as in fake, got {len(real)}")
             self._check_range(real)
             with torch.no_grad():
                 anchors["vvm"] = (self._encode(self._to_encoder_range(real)), "image")
-        groups = self._check_class_ids(class_ids, batch, fake.device)
+        ids = self._check_class_ids(class_ids, batch, device)
 
         fake = self._to_encoder_range(fake)
         image = self._encode(self.augment(fake) if self.augment is not None else fake)
         contrastive = any(not t.endswith("_general") for t in self.terms)
         every_image = self._gather(image) if contrastive else image
+        # After the features, whose gathering makes sure that every rank has as many rows.
+        groups = (ids, distributed.gather(ids, self.process_group)) if contrastive and ids is not None else None
 
         values: dict[str, Tensor] = {}
         for half, (anchor, kind) in anchors.items():
-            if anchor.local.shape[-1] != image.local.shape[-1]:
-                raise ValueError(
-                    f"{'text' if half == 'vlm' else 'real'}: expected features of width {image.local.shape[-1]} as the "
-                    f"image encoder's, got {anchor.local.shape[-1]}"
-                )
+            _check_fit("text" if half == "vlm" else "real", anchor, image)
             needed = self._needs(half)
             every_anchor = self._gather(anchor) if contrastive else anchor
             if f"{half}_local" in needed:
@@ -274,9 +274,6 @@ class DualVLMLoss(nn.Module):
     def _gather(self, features: Features) -> Features:
         return distributed.gather_features(features, self.process_group)
 
-    def _device(self) -> torch.device:
-        return next(self.image_encoder.parameters()).device
-
     def _encode(self, images: Tensor) -> Features:
         return check_features(as_features(self.image_encoder(images), "image_encoder"), "image_encoder")
 
@@ -287,14 +284,14 @@ class DualVLMLoss(nn.Module):
             return images
         return (images - low) * ((target_high - target_low) / (high - low)) + target_low
 
-    def _check_text(self, text: Features | None, batch: int) -> Features:
+    def _check_text(self, text: Features | None, batch: int, device: torch.device) -> Features:
         if text is None:
             raise ValueError(f"text: expected Features for the terms {self._needs('vlm')}, got None")
         check_features(text, "text")
         if len(text.pooled) != batch:
             raise ValueError(f"text: expected {batch} captions as there are images in fake, got {len(text.pooled)}")
-        if text.local.device != self._device():
-            raise ValueError(f"text: expected features on {self._device()}, got {text.local.device}")
+        if text.local.device != device:
+            raise ValueError(f"text: expected features on {device}, got {text.local.device}")
         # Asking a GPU on every step would stall it, so there the first batch alone is looked at.
         if text.mask.device.type == "cpu" or not self._text_checked:
             if not bool(text.mask.any(1).all()):
@@ -304,23 +301,25 @@ class DualVLMLoss(nn.Module):
 
     def _check_class_ids(
         self, class_ids: Tensor | Sequence[int] | None, batch: int, device: torch.device
-    ) -> tuple[Tensor, Tensor] | None:
-        """This rank's ids and every rank's, or None."""
+    ) -> Tensor | None:
         if class_ids is None:
             return None
-        ids = torch.as_tensor(class_ids)
-        if ids.is_floating_point() or ids.dtype == torch.bool:
+        try:
+            ids = torch.as_tensor(class_ids)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"class_ids: expected integers, got {type(class_ids).__name__} of other values") from None
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise TypeError(f"class_ids: expected integers, got {ids.dtype}")
         if ids.shape != (batch,):
             raise ValueError(f"class_ids: expected shape ({batch},), got {tuple(ids.shape)}")
-        ids = ids.to(device, torch.int64)
-        return ids, distributed.gather(ids, self.process_group)
+        return ids.to(device, torch.int64)
 
     def _check_range(self, real: Tensor) -> None:
         """Compare real images with `image_range`, until a batch has told: uniform pictures fit any range."""
         if self._range_checked:
             return
         low, high = self.image_range
+        real = real.detach()
         least, most = float(real.min()), float(real.max())
         tolerance = 0.01 * (high - low)
         if least < low - tolerance or most > high + tolerance:
@@ -352,14 +351,46 @@ def _check_terms(terms: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in TERMS if name in terms)
 
 
-def _check_images(name: str, images: Tensor, device: torch.device) -> None:
+def _check_image_range(image_range: tuple[float, float]) -> tuple[float, float]:
+    try:
+        low, high = (float(value) for value in image_range)
+    except (TypeError, ValueError):
+        raise ValueError(f"image_range: expected (lowest, highest), got {image_range!r}") from None
+    if not low < high:
+        raise ValueError(f"image_range: expected (lowest, highest), got {image_range}")
+    return low, high
+
+
+def _first_tensor(*modules: nn.Module) -> Tensor | None:
+    """A floating-point tensor of the modules, which tells their device and dtype; None where they have none."""
+    tensors = itertools.chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules)
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+
+
+def _check_images(name: str, images: Tensor, like: Tensor | None) -> None:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"{name}: expected a floating-point tensor (B, 3, H, W), got {kind}")
     if images.dim() != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(f"{name}: expected shape (B, 3, H, W), got {tuple(images.shape)}")
-    if images.device != device:
-        raise ValueError(f"{name}: expected images on {device}, where the matcher is, got {images.device}")
+    if like is None:
+        return
+    if images.device != like.device:
+        raise ValueError(f"{name}: expected images on {like.device}, where the matcher is, got {images.device}")
+    if images.dtype != like.dtype and not torch.is_autocast_enabled(images.device.type):
+        raise TypeError(f"{name}: expected {like.dtype}, the matcher's dtype, outside autocast, got {images.dtype}")
+
+
+def _check_fit(name: str, anchor: Features, image: Features) -> None:
+    """Anchors must have the images' width and, once raised to at least float32, their dtype."""
+    if anchor.local.shape[-1] != image.local.shape[-1]:
+        raise ValueError(
+            f"{name}: expected features of width {image.local.shape[-1]} as the image encoder's, "
+            f"got {anchor.local.shape[-1]}"
+        )
+    for given, expected in ((anchor.local, image.local), (anchor.pooled, image.pooled)):
+        if torch.promote_types(given.dtype, torch.float32) != torch.promote_types(expected.dtype, torch.float32):
+            raise TypeError(f"{name}: expected {expected.dtype} as the image encoder's features, got {given.dtype}")
 
 
 def _check_fingerprints(scorer: MatchingScoreBlock, **encoders: nn.Module | None) -> None:

@@ -34,7 +34,8 @@ def at_least_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def wrapper(*args: object, **kwargs: object) -> Tensor:
         args = tuple(raised(a) for a in args)
         kwargs = {k: raised(v) for k, v in kwargs.items()}
-        tensor = next(t for a in args for t in (a if isinstance(a, Features) else (a,)) if isinstance(t, Tensor))
+        given = (part for a in (*args, *kwargs.values()) for part in (a if isinstance(a, Features) else (a,)))
+        tensor = next(part for part in given if isinstance(part, Tensor))
         with torch.autocast(tensor.device.type, enabled=False):
             return function(*args, **kwargs)
 
@@ -42,13 +43,13 @@ def at_least_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def unit(x: Tensor) -> Tensor:
-    """`x` divided by its length along the last axis; a zero vector stays zero, with zero gradient.
+    """`x` divided by its length along the last axis; a zero vector stays zero, with zero gradient; NaN stays NaN.
 
     Dividing by max(length, epsilon) instead would hand a zero vector a gradient of 1 / epsilon.
     """
     square = (x * x).sum(-1, keepdim=True)
-    valid = square > _EPSILON**2
-    return torch.where(valid, x * torch.where(valid, square, 1.0).rsqrt(), 0.0)
+    zero = square <= _EPSILON**2
+    return torch.where(zero, 0.0, x * torch.where(zero, 1.0, square).rsqrt())
 
 
 @at_least_float32
@@ -109,8 +110,8 @@ def context_cosines(image: Features, anchor: Features, gamma1: float = 4.0) -> T
     # a_j . c_j out of what is already there: sum_r alpha_rj |x_r| cos(x_r, a_j), instead of another pass over D.
     dot = (attention * cosine * image.local.norm(dim=-1)[:, None, None, :]).sum(-1)
     length = context.norm(dim=-1)
-    valid = length > _EPSILON
-    return torch.where(valid, dot / torch.where(valid, length, 1.0), 0.0)
+    zero = length <= _EPSILON
+    return torch.where(zero, 0.0, dot / torch.where(zero, 1.0, length))
 
 
 def _region_cosines(image: Features, anchor: Features) -> Tensor:

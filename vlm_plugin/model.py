@@ -63,6 +63,12 @@ class VLM(nn.Module):
         rows = text_encoder.settings["vocabulary_size"]
         if rows != len(vocabulary):
             raise ValueError(f"vocabulary: the text encoder knows {rows} words, the vocabulary has {len(vocabulary)}")
+        width = text_encoder.settings["embed_dim"]
+        for name, part in (("image_encoder", image_encoder), ("scorer", scorer)):
+            if getattr(part, "embed_dim", width) != width:
+                raise ValueError(
+                    f"{name}: expected features of width {width} as the text encoder's, got {part.embed_dim}"
+                )
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.scorer = scorer
@@ -118,7 +124,7 @@ class VLM(nn.Module):
         Raises:
             ValueError: an id outside the vocabulary (a sign that another vocabulary made the ids), an empty caption.
         """
-        return self.text_encoder(tokens.to(self.device), lengths)
+        return self.text_encoder(tokens.to(self.device) if isinstance(tokens, Tensor) else tokens, lengths)
 
     def stamp(self) -> None:
         """Record the present encoders as those the scorer belongs to. Training calls it when it ends."""
@@ -176,6 +182,14 @@ class VLM(nn.Module):
         """
         path = _find(path)
         content = read_checkpoint(path, _FORMAT, _VERSION)
+        try:
+            vlm = cls._from_content(content)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"{path}: a damaged {_FORMAT} file: {type(error).__name__}: {error}") from error
+        return vlm.to(map_location).eval()
+
+    @classmethod
+    def _from_content(cls, content: Mapping) -> VLM:
         settings, weights = content["settings"], content["weights"]
         scorer = MatchingScoreBlock(**settings["scorer"]) if "scorer" in settings else None
         vlm = cls(
@@ -186,11 +200,11 @@ class VLM(nn.Module):
             max_words=content["max_words"],
             notes=content["notes"],
         )
-        for name, state in weights.items():
-            getattr(vlm, name).load_state_dict(_restored(state))
+        for name in settings:
+            getattr(vlm, name).load_state_dict(_restored(weights[name]))
         if scorer is not None:
             scorer.encoder_fingerprints = content["scorer_trained_on"]
-        return vlm.to(map_location).eval()
+        return vlm
 
     @classmethod
     def from_damsm(
@@ -210,10 +224,11 @@ class VLM(nn.Module):
             The matcher in eval mode; it refuses the general terms until a scorer is trained.
 
         Raises:
-            ValueError: the files are no such state dicts, or text encoder and vocabulary differ in size.
+            ValueError: the files are no such state dicts, or text encoder and vocabulary (or image encoder) differ in
+                size.
         """
-        text_state = _state_dict(text_encoder_path, "encoder.weight", "DAMSM text encoder")
-        image_state = _state_dict(image_encoder_path, "emb_features.weight", "DAMSM image encoder")
+        text_state = _state_dict(text_encoder_path, ("encoder.weight", "rnn.weight_hh_l0"), "DAMSM text encoder")
+        image_state = _state_dict(image_encoder_path, ("emb_features.weight",), "DAMSM image encoder")
         if not isinstance(vocabulary, Vocabulary):
             vocabulary = Vocabulary.from_damsm(vocabulary)
         rows, word_dim = text_state["encoder.weight"].shape
@@ -253,10 +268,11 @@ def read_checkpoint(path: str | os.PathLike, expected_format: str, newest_versio
     found = content.get("format") if isinstance(content, dict) else None
     if found != expected_format:
         raise ValueError(f"{path}: expected a {expected_format} file, got {found or 'something else'}")
-    if content["version"] > newest_version:
-        raise ValueError(
-            f"{path}: written as version {content['version']}, this release reads up to {newest_version}: upgrade"
-        )
+    version = content.get("version")
+    if not isinstance(version, int):
+        raise ValueError(f"{path}: expected a {expected_format} file with a version, got {version!r}")
+    if version > newest_version:
+        raise ValueError(f"{path}: written as version {version}, this release reads up to {newest_version}: upgrade")
     return content
 
 
@@ -271,15 +287,15 @@ def _find(path: str | os.PathLike) -> Path:
     raise FileNotFoundError(f"{path}: no such file (packaged matchers: {known})")
 
 
-def _state_dict(path: str | os.PathLike, key: str, what: str) -> dict[str, Tensor]:
+def _state_dict(path: str | os.PathLike, keys: tuple[str, ...], what: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path}: not a readable state dict ({type(error).__name__})") from error
-    if not isinstance(state, dict) or key not in state:
-        raise ValueError(f"{path}: expected the state dict of a {what} (with {key!r}), got something else")
+    if missing := [key for key in keys if not isinstance(state, dict) or key not in state]:
+        raise ValueError(f"{path}: expected the state dict of a {what} (with {missing[0]!r}), got something else")
     return dict(state)
 
 

@@ -64,13 +64,15 @@ class MatchingScoreBlock(nn.Module):
             `(B,)` logits in at least float32; the score in (0, 1) is their sigmoid.
 
         Raises:
-            ValueError: an unknown `kind`, or a feature width other than `embed_dim`.
+            ValueError: an unknown `kind`, a feature width other than `embed_dim`, or batches of different sizes.
         """
         if kind not in KINDS:
             raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")
         for name, features in (("image", image), ("anchor", anchor)):
             if features.local.shape[-1] != self.embed_dim:
                 raise ValueError(f"{name}: expected features of width {self.embed_dim}, got {features.local.shape[-1]}")
+        if len(image.pooled) != len(anchor.pooled):
+            raise ValueError(f"anchor: expected {len(image.pooled)} as there are images, got {len(anchor.pooled)}")
         types = self.token_types.weight
         image, anchor = image.to(types.dtype), anchor.to(types.dtype)
         offset = 2 + 2 * KINDS.index(kind)

@@ -1,12 +1,13 @@
 """Captioned pictures: a reader for each layout on disk, one Dataset, and the synthetic birds.
 
-A new layout is one module with a function that recognises it and one that reads it, and a line in `_LAYOUTS`.
+A new layout is one module with a function that recognises it and one that reads it, and an entry in `_LAYOUTS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from vlm_plugin.data.birds import (
     ATTRIBUTES,
@@ -18,7 +19,7 @@ from vlm_plugin.data.birds import (
     swap_word,
     true_pairs,
 )
-from vlm_plugin.data.cub import is_cub, read_cub
+from vlm_plugin.data.cub import cub_splits, is_cub, read_cub
 from vlm_plugin.data.dataset import Batch, CaptionedImages, Sample, collate
 from vlm_plugin.data.records import Record
 
@@ -32,6 +33,7 @@ __all__ = [
     "collate",
     "contact_sheet",
     "find_truth",
+    "list_splits",
     "make_birds",
     "open_split",
     "read_cub",
@@ -41,10 +43,31 @@ __all__ = [
     "true_pairs",
 ]
 
-# What it looks like, how to recognise it, how to read it.
-_LAYOUTS: tuple[tuple[str, Callable[[Path], bool], Callable[[Path, str], list[Record]]], ...] = (
-    ("CUB as AttnGAN has it (text/, CUB_200_2011/images/ and <split>/filenames.pickle)", is_cub, read_cub),
+
+class Layout(NamedTuple):
+    """How to recognise one layout on disk, list its splits and read one."""
+
+    looks_like: str
+    recognise: Callable[[Path], bool]
+    splits: Callable[[Path], list[str]]
+    read: Callable[[Path, str], list[Record]]
+
+
+_LAYOUTS = (
+    Layout(
+        "CUB as AttnGAN has it (text/, CUB_200_2011/images/ and <split>/filenames.pickle)", is_cub, cub_splits, read_cub
+    ),
 )
+
+
+def _layout(root: Path) -> Layout:
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: expected a data folder, found no such folder")
+    for layout in _LAYOUTS:
+        if layout.recognise(root):
+            return layout
+    known = "; ".join(layout.looks_like for layout in _LAYOUTS)
+    raise ValueError(f"{root}: expected a data folder with one of these layouts: {known}")
 
 
 def open_split(root: str | Path, split: str) -> list[Record]:
@@ -61,13 +84,12 @@ def open_split(root: str | Path, split: str) -> list[Record]:
         FileNotFoundError: there is no such folder, or the reader misses a file.
         ValueError: the folder has no known layout (the message lists them), or the reader refuses its content.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: expected a data folder, found no such folder")
-    for _, recognise, read in _LAYOUTS:
-        if recognise(root):
-            return read(root, split)
-    raise ValueError(f"{root}: expected a data folder with one of these layouts: {'; '.join(x[0] for x in _LAYOUTS)}")
+    return _layout(Path(root)).read(Path(root), split)
+
+
+def list_splits(root: str | Path) -> list[str]:
+    """Names of the splits that a data folder has; errors as `open_split`'s."""
+    return list(_layout(Path(root)).splits(Path(root)))
 
 
 def find_truth(root: str | Path) -> BirdTruth | None:

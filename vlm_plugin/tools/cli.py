@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+    except (ValueError, TypeError, OSError) as error:
         print(f"vlm-plugin {arguments.command}: {error}", file=sys.stderr)
         return 2
     return 0

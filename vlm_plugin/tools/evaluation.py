@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ def r_precision(
     Args:
         images: `(N, D)` global image vectors.
         captions: `(N, D)` sentence vectors, row i the caption that picture i was drawn from.
-        mismatched: `(N, N)` bool: caption j may serve picture i as a wrong one.
+        mismatched: `(N, N)` bool: caption j may serve picture i as a wrong one (its own never does).
         candidates: the right caption and `candidates - 1` wrong ones, drawn without replacement (all there are, if
             fewer).
         seed: draws them.
@@ -38,7 +38,8 @@ def r_precision(
     generator = torch.Generator().manual_seed(seed)
     scores = (unit(images.float()) @ unit(captions.float()).T).cpu()
     # Random keys, with what is not allowed sent to the end: the first ones are a draw without replacement.
-    keys = torch.rand(scores.shape, generator=generator).masked_fill(~mismatched.cpu(), 2.0)
+    allowed = mismatched.cpu() & ~torch.eye(len(scores), dtype=torch.bool)
+    keys = torch.rand(scores.shape, generator=generator).masked_fill(~allowed, 2.0)
     order, drawn = keys.sort(1), min(candidates - 1, len(scores) - 1)
     wrong = scores.gather(1, order.indices[:, :drawn]).masked_fill(order.values[:, :drawn] > 1, -math.inf)
     return float((scores.diagonal()[:, None] > wrong).all(1).float().mean())
@@ -94,7 +95,7 @@ class Table:
         self.matcher, self.judge = matcher.eval(), judge
         self.circular = trained_with == matcher.fingerprint
         with torch.no_grad():
-            self.text = _chunked(lambda part: matcher.encode_text(part), self.captions)
+            self.text = _chunked(matcher.encode_text, self.captions)
             self.reference = self._features(reference)
         self.rows: dict[str, dict[str, float]] = {}
 
@@ -139,19 +140,28 @@ class Table:
         """Column -> what it is and who computed it."""
         mark = " (circular: this matcher trained the generator)" if self.circular else ""
         matcher = f"matcher {self.matcher.fingerprint}{mark}"
-        network = "judge" if self.judge is not None else f"matcher {self.matcher.fingerprint}"
-        return {
+        network = "judge" if self.judge is not None else matcher
+        known = {
             "attribute_accuracy": "share of the attributes named by the caption that the judge finds, higher is better",
             "r_precision": f"own caption first of {CANDIDATES}, by {matcher}, higher is better",
             "vlms": f"mean score of picture and caption, by {matcher}, higher is better",
-            "frechet_distance": f"Frechet distance on the {network}'s features (not an FID), lower is better",
+            "frechet_distance": f"Frechet distance on features (not an FID) of the {network}, lower is better",
         }
+        return {name: known[name] for name in self._columns()}
+
+    def _columns(self) -> list[str]:
+        return list(next(iter(self.rows.values())))
 
     def text_table(self) -> str:
         """A Markdown table, circular columns marked with an asterisk, and what the columns mean."""
-        columns = list(next(iter(self.rows.values())))
-        star = {c: "*" if self.circular and c in ("r_precision", "vlms") else "" for c in columns}
-        names = [c.replace("_", " ").replace("vlms", "VLMS").replace("r prec", "R-prec") + star[c] for c in columns]
+        columns = self._columns()
+        by_matcher = ("r_precision", "vlms", *(() if self.judge is not None else ("frechet_distance",)))
+        star = {c: "*" if self.circular and c in by_matcher else "" for c in columns}
+        names = [
+            c.replace("_", " ").replace("vlms", "VLMS").replace("r prec", "R-prec").replace("frechet", "Frechet")
+            + star[c]
+            for c in columns
+        ]
         lines = ["| pictures | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(columns)]
         for name, row in self.rows.items():
             cells = [f"{row[c]:.1f}" if c == "frechet_distance" else f"{row[c]:.3f}" for c in columns]
@@ -160,7 +170,7 @@ class Table:
         return "\n".join([*lines, "", f"{len(self.captions)} captions of the test split", *notes])
 
 
-def _chunked(encode: object, captions: Sequence[str]) -> Features:
+def _chunked(encode: Callable[[Sequence[str]], Features], captions: Sequence[str]) -> Features:
     parts = [encode(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK)]
     longest = max(p.mask.shape[1] for p in parts)
 

@@ -30,6 +30,8 @@ BIRDS = {"train": 2000, "validation": 0, "test": 1000, "size": 64, "seed": 0}
 BIRDS_FOLDER = Path("data/birds")
 PACKAGED_MATCHER = "birds.vlm.pt"
 _SHOWN, _PER_CAPTION = 8, 4
+# A mismatched pair needs a second caption, a distance a second picture.
+_LEAST = {"batch": 2, "evaluated": 2, "log_every": 1, "sample_every": 1, "checkpoint_every": 1}
 
 
 class Baseline(Protocol):
@@ -67,14 +69,20 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs"), help="where run folders are made (default: runs)")
     add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, from its folder")
     length = result.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, help="generator updates")
-    length.add_argument("--epochs", type=int, help="passes over the train split")
-    add("--batch", type=int, help="pictures in a batch of each process")
-    add("--seed", type=int, help="decides initial weights, order and noise (default: 0)")
+    length.add_argument("--steps", type=_count, help="generator updates")
+    length.add_argument("--epochs", type=_count, help="passes over the train split")
+    add("--batch", type=_count, help="pictures in a batch of each process")
+    add("--seed", type=_count, help="decides initial weights, order and noise (default: 0)")
     add("--device", help="cuda, cuda:1, cpu (default: the GPU where there is one)")
     add("--text-encoder", metavar="FILE", help="plain runs: the matcher whose text encoder conditions the generator")
     add("--from-scratch", action="store_true", help="do not start from the packaged generator")
     return result
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number from 0 up, got {text!r}")
+    return int(text)
 
 
 def read_config(path: Path, known: Path) -> EasyDict:
@@ -86,7 +94,8 @@ def read_config(path: Path, known: Path) -> EasyDict:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no YAML mapping, an unknown key (the nearest known one is named), or a missing one.
+        ValueError: no YAML mapping, an unknown key (the nearest known one is named), a missing one, or a value of
+            another kind than the known one.
     """
     if not path.is_file():
         raise FileNotFoundError(f"--cfg {path}: no such file")
@@ -100,7 +109,8 @@ def read_config(path: Path, known: Path) -> EasyDict:
 
 def _check_keys(content: object, known: dict, path: Path, prefix: str) -> None:
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a mapping {('at ' + prefix) if prefix else 'of settings'}, got {content!r}")
+        where = f"under {prefix[:-1]}" if prefix else "of settings"
+        raise ValueError(f"{path}: expected a mapping {where}, got {content!r}")
     for key in content:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1, 0)
@@ -110,6 +120,24 @@ def _check_keys(content: object, known: dict, path: Path, prefix: str) -> None:
     for key, value in known.items():
         if isinstance(value, dict):
             _check_keys(content[key], value, path, f"{prefix}{key}.")
+        elif value is not None and not _same_kind(content[key], value):
+            # YAML takes 1e-4 for a word.
+            hint = " (in YAML 1.0e-4 is a number, 1e-4 is not)" if isinstance(value, float) else ""
+            raise ValueError(f"{path}: {prefix}{key}: expected a value like {value!r}, got {content[key]!r}{hint}")
+
+
+def _same_kind(value: object, known: object) -> bool:
+    if isinstance(known, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(known, list):
+        return isinstance(value, list) and len(value) == len(known) and all(map(_same_kind, value, known))
+    return type(value) is type(known)
+
+
+def _check_least(settings: EasyDict) -> None:
+    for name, least in _LEAST.items():
+        if settings[name] < least:
+            raise ValueError(f"{name}: expected at least {least}, got {settings[name]}")
 
 
 def weights_at(step: int, settings: EasyDict) -> tuple[float, float]:
@@ -140,7 +168,7 @@ def run(
     arguments = parser(name).parse_args(argv)
     try:
         return _run(name, folder, build, arguments)
-    except (ValueError, TypeError, FileNotFoundError, NotADirectoryError) as error:
+    except (ValueError, TypeError, OSError) as error:
         sys.exit(f"{name}: {error}")
 
 
@@ -157,6 +185,11 @@ def _run(name: str, folder: Path, build: Callable, arguments: argparse.Namespace
     data = Path(options["data"] or BIRDS_FOLDER)
     records, truth = open_split(data, "train"), find_truth(data)
     matcher = VLM.load(options["vlm"] or options["text_encoder"], map_location=device).requires_grad_(False)
+    if saved and saved.get("matcher") not in (None, matcher.fingerprint):
+        raise ValueError(
+            f"--resume {arguments.resume}: started with the matcher {saved['matcher']}, but "
+            f"{options['vlm'] or options['text_encoder']} is {matcher.fingerprint} now"
+        )
     vlm_loss = _loss(matcher, settings) if options["vlm"] else None
 
     torch.manual_seed(options["seed"])
@@ -165,24 +198,29 @@ def _run(name: str, folder: Path, build: Callable, arguments: argparse.Namespace
     checkpoint, first = None, 0
     if saved:
         run_folder = arguments.resume
-        checkpoint = torch.load(run_folder / "checkpoint.pt", map_location=device, weights_only=True)
+        # Onto the CPU: Adam's step counters stay where they are loaded to, and on a GPU every look at one waits for it.
+        checkpoint = torch.load(run_folder / "checkpoint.pt", map_location="cpu", weights_only=True)
         trainer.load_state(checkpoint["trainer"])
         first = checkpoint["step"]
-        print(f"resuming {run_folder} at step {first} of {steps}", flush=True)
+        if distributed.rank() == 0:
+            print(f"resuming {run_folder} at step {first} of {steps}", flush=True)
     else:
         run_folder = training.shared_run_folder(arguments.out, f"{name}{'-vlm' if vlm_loss else ''}")
         if options["start"] is not None:
             trainer.load_start(Path(options["start"]))
     if distributed.rank() == 0:
-        training.write_json({**options, "steps": steps, "versions": training.versions()}, run_folder / "options.json")
+        facts = {"steps": steps, "matcher": matcher.fingerprint, "versions": training.versions()}
+        training.write_json({**options, **facts}, run_folder / "options.json")
 
     show = Show(run_folder, data, truth, matcher, options, settings, trainer)
     if not saved:
         show.remember("before")
-    _train(trainer, vlm_loss, matcher, records, run_folder, options, settings, (first, steps), device, show)
+        _save(trainer, 0, run_folder)
+    with training.StopSignal() as stop:
+        _train(trainer, vlm_loss, matcher, records, run_folder, options, settings, (first, steps), device, show, stop)
     if distributed.rank() == 0:
         show.finish()
-    training.barrier()
+    training.leave_ranks()
     return run_folder
 
 
@@ -194,16 +232,19 @@ def _options(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         settings.batch = arguments.batch
     if arguments.vlm and arguments.text_encoder:
         raise ValueError("--text-encoder: only for plain runs: with --vlm the matcher's own text encoder is used")
-    text_encoder = arguments.text_encoder or PACKAGED_MATCHER
+    _check_least(settings)
+    matcher = arguments.vlm or arguments.text_encoder or PACKAGED_MATCHER
+    if Path(matcher).is_file():
+        # In full, as the data's: a run may be resumed from another folder. A bare name is a packaged matcher's.
+        matcher = str(Path(matcher).resolve())
     start = folder / "assets" / "birds.pt"
     default = arguments.data is None and arguments.cfg is None and not arguments.from_scratch
-    matcher_is_packaged = (arguments.vlm or text_encoder) == PACKAGED_MATCHER
     return {
         "settings": json.loads(json.dumps(settings)),
         "data": None if arguments.data is None else str(arguments.data.resolve()),
-        "vlm": arguments.vlm,
-        "text_encoder": None if arguments.vlm else text_encoder,
-        "start": str(start) if default and matcher_is_packaged and start.is_file() else None,
+        "vlm": matcher if arguments.vlm else None,
+        "text_encoder": None if arguments.vlm else matcher,
+        "start": str(start) if default and matcher == PACKAGED_MATCHER and start.is_file() else None,
         "seed": arguments.seed or 0,
     }
 
@@ -230,7 +271,7 @@ def _length(arguments: argparse.Namespace, settings: EasyDict, pictures_: int, s
 
 def _loss(matcher: VLM, settings: EasyDict) -> DualVLMLoss:
     augment = RandomView() if settings.vlm.augment else None
-    terms = {"terms": settings.vlm.terms} if settings.vlm.terms else {}
+    terms = {"terms": settings.vlm.terms} if settings.vlm.terms is not None else {}
     return DualVLMLoss(matcher, lambda_vvm=0.0, lambda_vlm=0.0, augment=augment, **terms)
 
 
@@ -245,6 +286,7 @@ def _train(
     span: tuple[int, int],
     device: torch.device,
     show: Show,
+    stop: training.StopSignal,
 ) -> None:
     first, steps = span
     seed, rank = options["seed"], distributed.rank()
@@ -253,13 +295,13 @@ def _train(
         images, settings.batch, seed, collate, first_step=first, device=device, workers=settings.workers
     )
     log = training.Log(run_folder / "log.jsonl", first)
-    stop = training.StopSignal()
     bar = training.progress(range(first, steps), initial=first, total=steps)
     for step in bar:
         batch = next(batches)
         batch = batch._replace(images=batch.images.to(device, memory_format=torch.channels_last, non_blocking=True))
         # Whatever draws from torch's global randomness from here on is the same in a resumed run.
-        torch.manual_seed(training.mix(seed, step, rank))
+        # (The last number sets it apart from the trainers' noise.)
+        torch.manual_seed(training.mix(seed, step, rank, 3))
         with torch.no_grad():
             text = matcher.encode_text(batch.captions)
         if vlm_loss is not None:
@@ -274,15 +316,18 @@ def _train(
             bar.set_postfix({k: f"{values[k]:.2f}" for k in ("discriminator", "generator")})
         done = step + 1
         if done % settings.checkpoint_every == 0 or done == steps or stop.asked:
-            if rank == 0:
-                training.save_atomically({"step": done, "trainer": trainer.state()}, run_folder / "checkpoint.pt")
-            if done % settings.sample_every == 0 and done < steps and rank == 0:
-                show.grid(f"step {done}", run_folder / f"samples-{done:06d}.png")
+            _save(trainer, done, run_folder)
+        if done % settings.sample_every == 0 and done < steps and rank == 0:
+            show.grid(f"step {done}", run_folder / f"samples-{done:06d}.png")
         if stop.asked:
             if rank == 0:
                 print(f"\nstopped after step {done}; go on with --resume {run_folder}", flush=True)
             sys.exit(128 + signal.SIGTERM)
-    stop.restore()
+
+
+def _save(trainer: Baseline, step: int, run_folder: Path) -> None:
+    if distributed.rank() == 0:
+        training.save_atomically({"step": step, "trainer": trainer.state()}, run_folder / "checkpoint.pt")
 
 
 @torch.no_grad()
@@ -311,6 +356,8 @@ class Show:
         self.folder, self.data, self.matcher = run_folder, data, matcher
         self.settings, self.trainer, self.options = settings, trainer, options
         self.truth = truth
+        # Now and not at the end: a missing file should not cost a whole run.
+        self.judge = Judge.load().to(matcher.device) if truth is not None else None
         self.records = open_split(data, "test")[: settings.evaluated]
         images = CaptionedImages(self.records, settings.image_size, train=False)
         self.real = collate([images[i] for i in range(len(images))])
@@ -359,8 +406,12 @@ class Show:
             pictures.loss_curves(self.folder / "curves.png", rows)
             written.append("curves.png")
         if hasattr(self.matcher.image_encoder, "grid"):
-            chosen = after[self.shown[:4]].to(self.matcher.device)
-            pictures.attention_sheet(self.folder / "attention.png", self.matcher, chosen, self._captions()[:4])
+            # Three captions, each on its real picture and on the generated one.
+            rows = [i for i in self.shown[:3] for _ in range(2)]
+            both = torch.stack([(after if n % 2 else self.real.images)[i] for n, i in enumerate(rows)])
+            captions = [self.real.captions[i] for i in rows]
+            place = self.matcher.device
+            pictures.attention_sheet(self.folder / "attention.png", self.matcher, both.to(place), captions)
             written.append("attention.png")
         print(f"written to {self.folder}: {', '.join(written)}", flush=True)
 
@@ -370,9 +421,8 @@ class Show:
             mismatched = ~true_pairs(self.truth.pictures(self.real.keys), *said_by(captions))
         else:
             mismatched = self.real.class_ids[:, None] != self.real.class_ids[None, :]
-        judge = Judge.load().to(self.matcher.device) if self.truth is not None else None
         trained_with = self.matcher.fingerprint if self.options["vlm"] else None
-        return Table(captions, mismatched, self.real.images, self.matcher, trained_with, judge)
+        return Table(captions, mismatched, self.real.images, self.matcher, trained_with, self.judge)
 
     def _captions(self) -> list[str]:
         return [self.real.captions[i] for i in self.shown]

@@ -122,12 +122,18 @@ def train_judge(
     truth = find_truth(data)
     if truth is None:
         raise ValueError(f"{data}: expected synthetic birds (with attributes.json): only their attributes are known")
+    if epochs < 1 or batch < 2:
+        raise ValueError(f"epochs, batch: expected at least 1 and 2, got {epochs} and {batch}")
+    out = Path(out)
+    if out.is_dir():
+        raise ValueError(f"out: expected a file to write, got the folder {out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     place = training.choose_device(device)
     dtype = training.choose_precision(place)
     torch.manual_seed(seed)
     judge = Judge().to(place, memory_format=torch.channels_last)
     images = CaptionedImages(open_split(data, "train"), 64, train=True)
-    steps = epochs * (len(images) // batch)
+    steps = epochs * max(len(images) // batch, 1)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     batches = training.endless_batches(images, batch, seed, collate, device=place)

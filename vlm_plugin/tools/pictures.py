@@ -46,12 +46,11 @@ def sample_sheet(path: str | Path, captions: Sequence[str], columns: Mapping[str
     for row, caption in enumerate(captions):
         top, left = _HEADER + row * (_TILE + _GAP), _TEXT
         draw.multiline_text((6, top + 8), textwrap.fill(caption, 36), fill="black", font=font, spacing=3)
-        for name, count in counts.items():
-            for picture in columns[name][row]:
+        for rows in columns.values():
+            for picture in rows[row]:
                 sheet.paste(to_image(picture, _TILE), (left, top))
                 left += _TILE + _GAP
             left += 3 * _GAP
-            del count
     sheet.save(path)
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vlm_plugin.data import BirdTruth, CaptionedImages, Record, collate, find_truth, open_split
+from vlm_plugin.data import BirdTruth, CaptionedImages, Record, collate, find_truth, list_splits, open_split
 from vlm_plugin.data.birds import read_caption, said_by, swap_caption, true_pairs
 from vlm_plugin.data.dataset import Batch, Sample
 from vlm_plugin.encoders import LSTMTextEncoder, build_image_encoder
@@ -173,8 +173,12 @@ def _scorer_loss(
 
 @torch.no_grad()
 def _hard_negatives(scores: Tensor, excluded: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """One column a row, drawn in proportion to exp(gamma3 * score), and whether the row had any negative."""
-    weights = (GAMMA3 * (scores - 1)).exp().masked_fill(excluded, 0.0).cpu()
+    """One column a row, drawn in proportion to exp(gamma3 * score), and whether the row had any negative.
+
+    Column i is what row i belongs to and never drawn, also where ids made of captions would set the two apart.
+    """
+    own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
+    weights = (GAMMA3 * (scores - 1)).exp().masked_fill(excluded | own, 0.0).cpu()
     valid = weights.sum(1) > 0
     weights[~valid] = 1.0
     columns = torch.multinomial(weights, 1, generator=generator).squeeze(1)
@@ -191,6 +195,8 @@ def _rows(features: Features, index: Tensor) -> Features:
 
 class Evaluator:
     """How well a matcher finds and ranks captions of a held-out split.
+
+    Captions are sought among 100 (all there are, if fewer).
 
     Args:
         records: the split's pictures; the caption number i % captions of each is used.
@@ -217,19 +223,26 @@ class Evaluator:
         ]
 
     def ceiling(self) -> float:
-        """The best R@1 that any matcher can expect: a picture that k captions of its pool fit is found 1 time in k."""
-        shares = []
+        """The R@1 of a matcher that knows the truth.
+
+        Several captions of a pool can be true of one picture. The one that is true of the fewest others is the likeliest
+        to be its own, so the matcher takes that one, and one of several at random where they tie. Source: ours.
+        """
+        hits = []
         for batch in self.batches:
-            true = _true_captions(self.truth, batch, batch.captions)
             if self.truth is None:
                 # Without attributes the only captions known to be equally right are the equal ones.
                 true = torch.tensor([[a == b for b in batch.captions] for a in batch.captions])
-            shares.append((1 / true.sum(1)).mean())
-        return float(torch.stack(shares).mean())
+            else:
+                true = _true_captions(self.truth, batch)
+            pictures = true.sum(0).expand_as(true).masked_fill(~true, len(true) + 1)
+            rarest = pictures == pictures.min(1, keepdim=True).values
+            hits.append(rarest.diagonal() / rarest.sum(1))
+        return float(torch.cat(hits).mean())
 
     @torch.no_grad()
     def __call__(self, vlm: VLM) -> dict[str, float]:
-        """R@1 of 100 by local and global score; with attributes, how often a true caption beats its swapped twin."""
+        """R@1 by local and global score; with attributes, how often a true caption beats its swapped twin."""
         vlm.eval()
         rows: dict[str, list[Tensor]] = defaultdict(list)
         for number, batch in enumerate(self.batches):
@@ -255,11 +268,11 @@ class Evaluator:
         return {name: float(torch.cat(parts).mean()) for name, parts in rows.items()}
 
 
-def _true_captions(truth: BirdTruth | None, batch: Batch, captions: Sequence[str]) -> Tensor:
-    """`(B, B')` bool: which pictures satisfy which captions; without attributes, those of one class."""
+def _true_captions(truth: BirdTruth | None, batch: Batch) -> Tensor:
+    """`(B, B)` bool: which pictures satisfy which captions; without attributes, those of one class."""
     if truth is None:
         return batch.class_ids[:, None] == batch.class_ids[None, :]
-    return true_pairs(truth.pictures(batch.keys), *said_by(captions))
+    return true_pairs(truth.pictures(batch.keys), *said_by(batch.captions))
 
 
 def pretrain(
@@ -303,6 +316,11 @@ def pretrain(
     """
     if encoder not in DEFAULTS:
         raise ValueError(f"encoder: expected one of {sorted(DEFAULTS)}, got {encoder!r}")
+    if encoder != "inception" and image_weights is not None:
+        raise ValueError(f"image_weights: only the inception encoder takes any, got {image_weights!r} for {encoder}")
+    for name, value, least in (("epochs", epochs, 1), ("batch", batch, 2)):
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
     default_size, default_rate, default_dim = DEFAULTS[encoder]
     image_size, embed_dim = image_size or default_size, embed_dim or default_dim
     learning_rate = learning_rate or default_rate
@@ -311,6 +329,8 @@ def pretrain(
         "image_size": image_size, "learning_rate": learning_rate, "image_weights": image_weights, "seed": seed,
     }  # fmt: skip
     out = Path(out)
+    if out.is_dir():
+        raise ValueError(f"out: expected a file to write, got the folder {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
     state_file = out.with_name(out.name + ".state")
     place = training.choose_device(device)
@@ -323,21 +343,26 @@ def pretrain(
     trained = [p for p in vlm.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=1e-4, betas=(0.9, 0.98))
     steps_per_epoch = max(len(records) // batch, 1)
+    total_steps = epochs * steps_per_epoch + 1
+    # A tenth of warm-up, and one step at least (with none OneCycleLR divides by zero).
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=epochs * steps_per_epoch + 1, pct_start=0.1
+        optimizer, learning_rate, total_steps=total_steps, pct_start=max(0.1, 2 / total_steps)
     )
     evaluate = Evaluator(held_out, image_size, truth, place)
     ceiling = evaluate.ceiling()
     best: dict = {"score": -1.0, "weights": None, "results": {}}
     first_epoch = 0
     if state_file.is_file():
-        state = torch.load(state_file, map_location=place, weights_only=True)
+        state = torch.load(state_file, map_location="cpu", weights_only=True)
         if state["settings"] != settings:
             raise ValueError(
                 f"{state_file}: an unfinished run with other settings ({_difference(state['settings'], settings)}): "
                 "finish it with those, or delete the file"
             )
-        vlm.load_state_dict(state["vlm"])
+        try:
+            vlm.load_state_dict(state["vlm"])
+        except RuntimeError:
+            raise ValueError(f"{state_file}: an unfinished run on other data: delete the file to begin anew") from None
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         best, first_epoch = state["best"], state["epoch"]
@@ -352,8 +377,10 @@ def pretrain(
         bar = training.progress(itertools.islice(batches, steps_per_epoch), total=steps_per_epoch, leave=False)
         bar.set_description(f"epoch {epoch + 1}/{epochs}")
         for number, (first, second) in enumerate(bar):
-            step = epoch * steps_per_epoch + number
-            losses = _step_losses(vlm, first, second, truth, place, dtype, training.mix(seed, step, 2))
+            step_seed = training.mix(seed, epoch * steps_per_epoch + number, 2)
+            # Dropout draws from the global randomness: it too must not know whether the run was interrupted.
+            torch.manual_seed(step_seed)
+            losses = _step_losses(vlm, first, second, truth, place, dtype, step_seed)
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
@@ -363,9 +390,12 @@ def pretrain(
                 bar.set_postfix({k: f"{float(v):.2f}" for k, v in losses.terms.items()})
         results = evaluate(vlm)
         score = (results["local_r1"] + results["global_r1"]) / 2
-        print(f"epoch {epoch + 1}/{epochs}  {held_out_name}: {_sentence(results, ceiling)}", flush=True)
+        scores = _sentence(results, ceiling, len(evaluate.pools[0]))
+        print(f"epoch {epoch + 1}/{epochs}  {held_out_name}: {scores}", flush=True)
         if score > best["score"]:
             best = {"score": score, "weights": copy.deepcopy(vlm.state_dict()), "results": results}
+        # The matcher before the state: a kill between the two repeats the epoch and loses nothing.
+        _save(vlm, best, out, ceiling, held_out_name, half)
         training.save_atomically(
             {
                 "settings": settings, "vlm": vlm.state_dict(), "optimizer": optimizer.state_dict(),
@@ -373,18 +403,14 @@ def pretrain(
             },
             state_file,
         )  # fmt: skip
-        _save(vlm, best, out, ceiling, held_out_name, half)
     state_file.unlink(missing_ok=True)
     return VLM.load(out)
 
 
 def _open(data: str | Path) -> tuple[list[Record], str, list[Record]]:
     """The train split, and the split that chooses the epoch: validation where there is one, else test."""
-    records = open_split(data, "train")
-    try:
-        return records, "validation", open_split(data, "validation")
-    except (FileNotFoundError, ValueError):
-        return records, "test", open_split(data, "test")
+    held_out = "validation" if "validation" in list_splits(data) else "test"
+    return open_split(data, "train"), held_out, open_split(data, held_out)
 
 
 def _new_vlm(records: Sequence[Record], encoder: str, embed_dim: int, image_weights: str | None, settings: dict) -> VLM:
@@ -419,7 +445,7 @@ def _step_losses(
     if truth is not None:
         rng = random.Random(seed)
         swapped = [swap_caption(c, list(said := read_caption(c)), said, rng)[0] for c in captions[:part]]
-    true_captions = _true_captions(truth, first, captions)
+    true_captions = _true_captions(truth, first)
     same_group = first.class_ids[:part, None] == second.class_ids[None, :part]
     with training.autocast(device, dtype):
         images = torch.cat([first.images, second.images[:part]]).to(device, memory_format=torch.channels_last)
@@ -440,9 +466,9 @@ def _save(vlm: VLM, best: dict, out: Path, ceiling: float, held_out_name: str, h
     result.save(out, half=half)
 
 
-def _sentence(results: dict[str, float], ceiling: float) -> str:
+def _sentence(results: dict[str, float], ceiling: float, pool: int) -> str:
     parts = [
-        f"R@1 of {POOL} local {results['local_r1']:.3f}, global {results['global_r1']:.3f} (ceiling {ceiling:.3f})"
+        f"R@1 of {pool} local {results['local_r1']:.3f}, global {results['global_r1']:.3f} (ceiling {ceiling:.3f})"
     ]
     if swapped := [
         f"{n} {results[f'{n}_swapped']:.3f}" for n in ("local", "global", "general") if f"{n}_swapped" in results

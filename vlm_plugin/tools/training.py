@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import platform
+import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,16 +27,21 @@ def choose_device(name: str | None = None) -> torch.device:
     """The device called `name`; without a name the GPU of this process where there is one, else the CPU.
 
     Raises:
-        ValueError: CUDA is asked for and not there.
+        ValueError: no device has such a name, or this one is not there.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: this machine has no CUDA device that torch {torch.__version__} can use")
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: expected cpu, cuda or cuda:NUMBER") from None
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"--device {name}: this machine has no CUDA device that torch {torch.__version__} can use")
+        number = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+        if number >= torch.cuda.device_count():
+            raise ValueError(f"--device {name}: no CUDA device {number}, this machine has {torch.cuda.device_count()}")
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     return device
 
@@ -65,6 +72,13 @@ def join_ranks(device: torch.device) -> None:
     """Join the other processes when started by torchrun; does nothing otherwise."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def leave_ranks() -> None:
+    """Wait for every rank and part from them; does nothing with a single process."""
+    if distributed.world_size() > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def barrier() -> None:
@@ -180,8 +194,14 @@ def endless_batches(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
+        worker_init_fn=_ignore_interrupt,
     )
     return iter(loader)
+
+
+def _ignore_interrupt(_: int) -> None:
+    """A terminal sends Ctrl-C to the loaders as well: they must outlive the step that the trainer still finishes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def progress(iterable: Iterable, **options: object) -> tqdm:
@@ -192,7 +212,7 @@ def progress(iterable: Iterable, **options: object) -> tqdm:
 def ramp(step: int, start: int, length: int) -> float:
     """0 up to step `start`, then a straight line to 1 over `length` steps."""
     if length <= 0:
-        return float(step >= start)
+        return float(step > start)
     return min(max((step - start) / length, 0.0), 1.0)
 
 
@@ -209,10 +229,14 @@ def new_run_folder(root: str | os.PathLike, name: str) -> Path:
     """Make `root/00000-name`, numbered after the last one there."""
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
-    numbers = [int(p.name[:5]) for p in root.iterdir() if p.is_dir() and p.name[:5].isdigit()]
-    folder = root / f"{max(numbers, default=-1) + 1:05d}-{name}"
-    folder.mkdir()
-    return folder
+    number = 1 + max((int(m[1]) for p in root.iterdir() if (m := re.match(r"(\d{5,})-", p.name))), default=-1)
+    while True:
+        folder = root / f"{number:05d}-{name}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:  # another run took the number in between
+            number += 1
 
 
 def shared_run_folder(root: str | os.PathLike, name: str) -> Path:
@@ -224,7 +248,7 @@ def shared_run_folder(root: str | os.PathLike, name: str) -> Path:
 
 
 class StopSignal:
-    """Notices SIGTERM and Ctrl-C, so that a run ends after the step it is in, with a checkpoint.
+    """Notices SIGTERM and Ctrl-C inside a `with` block, so that a run ends after its step, with a checkpoint.
 
     Attributes:
         asked: a signal came.
@@ -234,15 +258,21 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.asked = False
+        self._former: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignal:
         self._former = {number: signal.signal(number, self._ask) for number in self._signals}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
 
     def _ask(self, *_: object) -> None:
         # A second signal does what it would have done without us.
         self.asked = True
-        self.restore()
+        self._restore()
 
-    def restore(self) -> None:
-        """Give the signals back to whoever had them."""
+    def _restore(self) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
@@ -257,9 +287,12 @@ def save_atomically(content: object, path: str | os.PathLike) -> None:
 
 def write_json(content: object, path: str | os.PathLike) -> None:
     """Indented JSON, written beside and renamed."""
-    path = Path(path)
+    _write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", Path(path))
+
+
+def _write_text(text: str, path: Path) -> None:
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -285,7 +318,7 @@ class Log:
         self.path = Path(path)
         if distributed.rank() == 0:
             kept = [row for row in self.read(self.path) if row["step"] < first_step]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            _write_text("".join(json.dumps(row) + "\n" for row in kept), self.path)
 
     def add(self, **values: object) -> None:
         """Append a line; tensors become numbers."""

@@ -1,0 +1,807 @@
+"""The dual loss equals loops over pairs, term by term; it stays frozen, finite and precise; errors name arguments."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import reference
+import torch
+from reference import NAMES, TinyEncoder, TinyTextEncoder, pictures, random_features, sharpen
+from torch import nn
+
+import vlm_plugin.loss
+from vlm_plugin import TERMS, VLM, ConvEncoder, DualVLMLoss, Features, LSTMTextEncoder, MatchingScoreBlock, Vocabulary
+
+WEIGHTS = {"lambda_vvm": 0.3, "lambda_vlm": 1.7}
+GROUPS = [3, 1, 3, -7]
+LENGTHS = [2, 5, 1, 3]
+
+
+class Counting(nn.Module):
+    """Counts the calls of a scorer, and the kinds it was asked for."""
+
+    def __init__(self, scorer):
+        super().__init__()
+        self.scorer, self.kinds = scorer, []
+
+    def forward(self, image, anchor, kind):
+        self.kinds.append(kind)
+        return self.scorer(image, anchor, kind)
+
+
+def make_scorer(dim=6):
+    torch.manual_seed(1)
+    return sharpen(MatchingScoreBlock(dim, layers=2, heads=2)).double()
+
+
+def make_loss(encoder=None, scorer=None, **arguments):
+    encoder, scorer = encoder or TinyEncoder(some_regions=True), scorer or make_scorer()
+    return DualVLMLoss(image_encoder=encoder.double(), scorer=scorer, **{**WEIGHTS, **arguments})
+
+
+def batch(size=4, seed=0):
+    """Fakes with gradient, captions of unequal lengths, real images."""
+    return (
+        pictures(size, seed).requires_grad_(),
+        random_features((LENGTHS * size)[:size], seed=seed + 1),
+        pictures(size, seed + 2),
+    )
+
+
+# ----------------------------------------------------------------------------------------- values and gradients
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS], ids=["no classes", "classes"])
+@pytest.mark.parametrize("gammas", [{}, {"gamma1": 2.0, "gamma2": 3.0, "gamma3": 7.0}], ids=["default", "other"])
+def test_terms_total_and_gradient_equal_the_loops(groups, gammas):
+    """Unequal weights and captions, masked regions, repeated classes; gradient through the encoder to the fakes."""
+    loss = make_loss(**gammas)
+    fake, text, real = batch()
+    total, terms = loss(fake, text, real, class_ids=None if groups is None else torch.tensor(groups))
+    (gradient,) = torch.autograd.grad(total, fake)
+
+    slow = fake.detach().clone().requires_grad_()
+    image = loss.image_encoder(slow)
+    assert not image.mask.all(), "this batch should have masked regions"
+    sharpness = {"gamma3_local": gammas["gamma2"] * gammas["gamma3"]} if gammas else {}
+    expected = reference.dual_terms(
+        image, text, loss.image_encoder(real).detach(), loss.scorer, groups, **gammas, **sharpness
+    )
+    assert list(terms) == list(NAMES)
+    for name in NAMES:
+        torch.testing.assert_close(terms[name], expected[name], rtol=1e-9, atol=1e-11, msg=name)
+    expected_total = reference.total(expected, **WEIGHTS)
+    torch.testing.assert_close(total, expected_total, rtol=1e-9, atol=0)
+    (slow_gradient,) = torch.autograd.grad(expected_total, slow)
+    torch.testing.assert_close(gradient, slow_gradient, rtol=1e-8, atol=1e-11)
+    assert gradient.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_term_alone_equals_the_loops(name):
+    """Value, weight and gradient of every single term, the latter with regard to the image's features."""
+    fake, text, real = batch()
+    loss = make_loss(terms=[name], gamma3_local=11.0)
+    total, terms = loss(fake, text, real, class_ids=GROUPS)
+    slow = fake.detach().clone().requires_grad_()
+    expected = reference.dual_terms(
+        loss.image_encoder(slow), text, loss.image_encoder(real).detach(), loss.scorer, GROUPS, gamma3_local=11.0
+    )[name]
+    assert list(terms) == [name]
+    torch.testing.assert_close(terms[name], expected, rtol=1e-9, atol=0)
+    weight = WEIGHTS[f"lambda_{name[:3]}"]
+    torch.testing.assert_close(total, weight * expected, rtol=1e-9, atol=0)
+    (gradient,) = torch.autograd.grad(total, fake)
+    (slow_gradient,) = torch.autograd.grad(weight * expected, slow)
+    torch.testing.assert_close(gradient, slow_gradient, rtol=1e-8, atol=1e-11)
+    assert gradient.abs().max() > 1e-5
+
+
+class FromFeatures(nn.Module):
+    """An "encoder" that hands out given features for the fakes, to ask for gradients with regard to them."""
+
+    def __init__(self, features, real):
+        super().__init__()
+        self.features, self.real = features, real
+
+    def forward(self, images):
+        return self.features if images.requires_grad else self.real
+
+
+def test_gradcheck_with_regard_to_the_features():
+    mask, anchor = random_features([4, 2, 4, 1]).mask, random_features([1, 2, 4, 3], seed=5)
+    fake, text, real = batch()
+
+    def total(local, pooled):
+        loss = make_loss(FromFeatures(Features(local, pooled, mask), anchor))
+        return loss(fake, text, real, class_ids=GROUPS).total
+
+    image = random_features([4, 4, 4, 4], seed=4)
+    assert torch.autograd.gradcheck(total, [part.requires_grad_() for part in image[:2]])
+
+
+def test_total_is_the_weighted_sum_and_weights_may_be_ramped():
+    loss = make_loss()
+    fake, text, real = batch()
+    for vvm, vlm in ((0.3, 1.7), (0.0, 2.0), (5.0, 0.0)):
+        loss.lambda_vvm, loss.lambda_vlm = vvm, vlm
+        total, terms = loss(fake, text, real)
+        torch.testing.assert_close(total, reference.total(terms, vvm, vlm), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(total, fake)[0],
+        5.0 * torch.autograd.grad(make_loss(terms=TERMS[3:], lambda_vvm=1)(fake, text, real).total, fake)[0],
+    )
+
+
+def test_class_ids_of_any_kind():
+    loss = make_loss()
+    fake, text, real = batch()
+    expected = loss(fake, text, real, class_ids=torch.tensor(GROUPS)).total
+    assert expected < loss(fake, text, real).total
+    for ids in (GROUPS, np.array(GROUPS), np.array(GROUPS, dtype=np.int16), torch.tensor(GROUPS, dtype=torch.int8)):
+        assert torch.equal(loss(fake, text, real, class_ids=ids).total, expected)
+    assert torch.equal(loss(fake, text, real, class_ids=[1, 2, 3, 4]).total, loss(fake, text, real).total)
+
+
+def test_general_terms_do_not_depend_on_classes_or_neighbours():
+    """They judge each pair alone: the mean over a batch is the mean over its pairs."""
+    loss = make_loss(terms=["vlm_general", "vvm_general"])
+    fake, text, real = batch()
+    whole = loss(fake, text, real, class_ids=GROUPS).terms
+    single = [loss(fake[i : i + 1], Features(*(p[i : i + 1] for p in text)), real[i : i + 1]).terms for i in range(4)]
+    for name, value in whole.items():
+        torch.testing.assert_close(value, sum(s[name] for s in single) / 4)
+
+
+# ------------------------------------------------------------------------------------------------- terms and calls
+
+
+def test_names_and_their_order():
+    assert TERMS == NAMES
+    fake, text, real = batch()
+    for terms in (TERMS, reversed(TERMS), set(TERMS), ["vvm_general", "vlm_local", "vvm_general"]):
+        terms = list(terms)
+        output = make_loss(terms=iter(terms))(fake, text, real)
+        assert list(output.terms) == [name for name in NAMES if name in terms]
+        assert output._fields == ("total", "terms")
+
+
+@pytest.mark.parametrize(
+    ("terms", "images", "kinds"),
+    [
+        (NAMES, 2, ["caption", "image"]),
+        (["vlm_local", "vlm_global"], 1, []),
+        (["vlm_general"], 1, ["caption"]),
+        (["vvm_local"], 2, []),
+        (["vvm_global", "vvm_general", "vlm_global"], 2, ["image"]),
+    ],
+)
+def test_what_is_off_is_not_computed(terms, images, kinds, monkeypatch):
+    """The fakes are encoded once, the real images at most once, scores and scorer only as far as terms are on."""
+    calls = {"local": 0, "global": 0}
+    fake, text, real = batch()
+    full = make_loss()(fake, text, real).terms
+
+    def counted(name, function):
+        def wrapper(*arguments):
+            calls[name] += 1
+            return function(*arguments)
+
+        return wrapper
+
+    for name in calls:
+        function = getattr(vlm_plugin.loss, f"{name}_scores")
+        monkeypatch.setattr(vlm_plugin.loss, f"{name}_scores", counted(name, function))
+    loss = make_loss(scorer=Counting(make_scorer()), terms=terms)
+    output = loss(fake, text, real)
+    assert loss.image_encoder.calls == images
+    assert loss.scorer.kinds == kinds
+    assert calls == {level: sum(t.endswith(level) for t in terms) for level in calls}
+    assert set(output.terms) == set(terms)
+    assert all(torch.equal(value, full[name]) for name, value in output.terms.items())
+
+
+def test_halves_do_not_need_the_other_halfs_arguments():
+    fake, text, real = batch()
+    vlm = make_loss(terms=[t for t in TERMS if t.startswith("vlm")])
+    assert torch.equal(vlm(fake, text).total, vlm(fake, text, real).total)
+    vvm = make_loss(terms=[t for t in TERMS if t.startswith("vvm")])
+    assert torch.equal(vvm(fake, real=real).total, vvm(fake, text, real).total)
+
+
+def test_terms_are_detached_scalars_and_total_carries_gradient():
+    total, terms = make_loss()(*batch())
+    assert total.requires_grad
+    assert total.shape == ()
+    for value in terms.values():
+        assert not value.requires_grad
+        assert value.shape == ()
+
+
+# ---------------------------------------------------------------------------------------------------- host layouts
+
+
+def test_a_damsm_image_encoder_gives_the_same_loss():
+    """A host's (regions, code) encoder and its (B, D, T) words are the same loss as Features."""
+    fake, text, real = batch()
+    ours = make_loss(TinyEncoder())(fake, text, real)
+    host_text = vlm_plugin.text_features(text.local.transpose(1, 2), text.pooled, torch.tensor(LENGTHS))
+    host = make_loss(TinyEncoder(pair=True))(fake, host_text, real)
+    assert torch.equal(ours.total, host.total)
+    host.total.backward()
+    assert fake.grad.abs().max() > 0
+
+
+def test_an_encoder_without_parameters():
+    """Any module that maps images to Features will do."""
+
+    class Pixels(nn.Module):
+        def forward(self, images):
+            x = nn.functional.adaptive_avg_pool2d(images, 2)
+            return torch.cat([x, x.square()], 1), torch.cat([x, x.square()], 1).mean((2, 3))
+
+    fake, text, real = batch()
+    total, _ = DualVLMLoss(image_encoder=Pixels(), scorer=make_scorer(), **WEIGHTS)(fake, text, real)
+    assert torch.autograd.grad(total, fake)[0].abs().max() > 0
+
+
+def test_real_and_fake_may_differ_in_size():
+    vlm = make_vlm()
+    loss = DualVLMLoss(vlm, **WEIGHTS)
+    total, _ = loss(
+        pictures(2, 0, torch.float32, 16), loss.encode_text(["a bird", "red"]), pictures(2, 1, torch.float32, 40)
+    )
+    assert total.isfinite()
+
+
+def make_vlm():
+    torch.manual_seed(0)
+    words = ["<end>", "<unk>", "a", "small", "red", "blue", "bird", "with", "black", "wings"]
+    return VLM(
+        ConvEncoder(16, 4),
+        LSTMTextEncoder(len(words), 16, 8),
+        Vocabulary(words),
+        sharpen(MatchingScoreBlock(16, 1, 2)),
+        max_words=4,
+    )
+
+
+def test_captions_through_a_vlm():
+    """Strings and ids give the same anchors, without gradient, in float32 also under autocast."""
+    vlm = make_vlm()
+    loss = DualVLMLoss(vlm, **WEIGHTS)
+    assert loss.image_encoder is vlm.image_encoder
+    assert loss.text_encoder is vlm.text_encoder
+    assert loss.scorer is vlm.scorer
+    captions = ["a small red bird with black wings", "bird"]
+    text = loss.encode_text(captions)
+    assert text.mask.sum(1).tolist() == [4, 1]
+    tokens, lengths = vlm.vocabulary.encode_batch(captions, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same = loss.encode_tokens(tokens, lengths)
+        again = loss.encode_text(captions)
+    for part, other, third in zip(text, same, again, strict=True):
+        assert torch.equal(part, other)
+        assert torch.equal(part, third)
+        assert not part.requires_grad
+    fake = pictures(2, 0, torch.float32, 64).requires_grad_()
+    total, _ = loss(fake, text, pictures(2, 1, torch.float32, 64))
+    total.backward()
+    assert fake.grad.abs().max() > 0
+    parts = {"image_encoder": vlm.image_encoder, "text_encoder": vlm.text_encoder, "scorer": vlm.scorer}
+    by_parts = DualVLMLoss(**parts, **WEIGHTS)
+    assert torch.equal(by_parts(fake, text, pictures(2, 1, torch.float32, 64)).total, total)
+    assert sorted(by_parts.state_dict()) == sorted(loss.state_dict())
+
+
+def test_captions_errors():
+    vlm = make_vlm()
+    loss = DualVLMLoss(vlm, **WEIGHTS)
+    with pytest.raises(TypeError, match="captions: expected a list of strings, got str"):
+        loss.encode_text("a bird")
+    with pytest.raises(ValueError, match=r"captions\[1\]: expected at least one word"):
+        loss.encode_text(["a bird", "?"])
+    with pytest.raises(ValueError, match=r"tokens: .* vocabulary has 10 words, got id 99"):
+        loss.encode_tokens(torch.tensor([[99]]), torch.tensor([1]))
+    with pytest.raises(ValueError, match="lengths: expected at least one word"):
+        loss.encode_tokens(torch.tensor([[1]]), torch.tensor([0]))
+    with pytest.raises(TypeError, match="tokens: expected an integer Tensor"):
+        loss.encode_tokens([[1]], [1])
+    bare = make_loss()
+    with pytest.raises(ValueError, match="encode_text: this loss was built from modules"):
+        bare.encode_text(["a bird"])
+    with pytest.raises(ValueError, match="encode_tokens: this loss has no text_encoder"):
+        bare.encode_tokens(torch.tensor([[1]]), torch.tensor([1]))
+    host = make_loss(text_encoder=TinyTextEncoder().double())
+    assert host.encode_tokens(torch.tensor([[1, 2]]), torch.tensor([1])).mask.tolist() == [[True, False]]
+
+
+# ------------------------------------------------------------------------------------------------- frozen for good
+
+
+def test_frozen_for_good():
+    """A host that wakes, unfreezes and optimises everything it holds changes nothing inside, BatchNorm and dropout
+    included; the generator still learns."""
+    loss = make_loss(TinyEncoder(noisy=True), text_encoder=TinyTextEncoder().double())
+    generator = nn.Linear(5, 3 * 8 * 8).double()
+    parent = nn.ModuleDict({"loss": loss, "generator": generator})
+    before = copy.deepcopy(loss.state_dict())
+    first = generator.weight.detach().clone()
+    optimizer = torch.optim.SGD(parent.parameters(), lr=0.1, weight_decay=0.1)
+    _, text, real = batch()
+    noise = torch.randn(4, 5, dtype=torch.float64)
+    for _ in range(3):
+        parent.train()
+        parent.requires_grad_(True)
+        optimizer.zero_grad()
+        fake = generator(noise).view(4, 3, 8, 8).tanh()
+        total, _ = loss(fake, text, real)
+        parent.train()
+        parent.requires_grad_(True)
+        total.backward()
+        for name, parameter in loss.named_parameters():
+            assert parameter.grad is None, name
+        assert generator.weight.grad.abs().max() > 0
+        optimizer.step()
+    assert (generator.weight - first).abs().max() > 0
+    after = loss.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert any("running_mean" in name for name in before)
+    assert not any(module.training for module in loss.modules())
+    assert torch.equal(loss(fake, text, real).total, loss(fake, text, real).total)
+
+
+def test_parts_shared_with_a_training_host_are_eval_at_every_call():
+    """The host trains the module it shares; the loss puts it back, in `encode_tokens` too."""
+    encoder, text_encoder = TinyEncoder(noisy=True), TinyTextEncoder().double()
+    loss = make_loss(encoder, text_encoder=text_encoder)
+    fake, text, real = batch()
+    expected = loss(fake, text, real).total
+    encoder.train().requires_grad_(True)
+    assert torch.equal(loss(fake, text, real).total, expected)
+    assert not encoder.noise.training
+    text_encoder.train().requires_grad_(True)
+    loss.encode_tokens(torch.tensor([[1]]), torch.tensor([1]))
+    assert not text_encoder.training
+    assert not any(p.requires_grad for p in loss.parameters())
+
+
+def test_train_returns_the_loss_in_eval_mode():
+    loss = make_loss()
+    assert loss.train() is loss
+    assert loss.train(True) is loss
+    assert loss.eval() is loss
+    assert not loss.training
+
+
+def test_anchors_get_no_gradient_and_the_fakes_do():
+    loss = make_loss()
+    fake, text, real = batch()
+    text.local.requires_grad_()
+    text.pooled.requires_grad_()
+    real.requires_grad_()
+    loss(fake, text, real).total.backward()
+    assert real.grad is None
+    assert text.local.grad is None
+    assert text.pooled.grad is None
+    assert (fake.grad.flatten(1).abs().amax(1) > 0).all()
+
+
+def test_the_fake_is_its_own_real_image():
+    """The same tensor as fake and as real: gradient flows through the fake's role alone."""
+    loss = make_loss(terms=TERMS[3:])
+    fake = pictures(4).requires_grad_()
+    apart = fake.detach().clone().requires_grad_()
+    loss(fake, real=fake).total.backward()
+    loss(apart, real=fake.detach()).total.backward()
+    assert torch.equal(fake.grad, apart.grad)
+
+
+# ---------------------------------------------------------------------------------------------- augment and ranges
+
+
+def test_augment_sees_the_fakes_alone_in_the_encoders_range():
+    seen = []
+
+    def augment(images):
+        seen.append(images)
+        return images.flip(-1) * 0.5
+
+    fake, text, real = batch()
+    plain = make_loss()
+    expected = plain(fake.detach().flip(-1) * 0.5, text, real).total
+    output = make_loss(augment=augment)(fake, text, real)
+    assert torch.equal(output.total, expected)
+    assert output.total != plain(fake, text, real).total
+    assert [x.shape for x in seen] == [fake.shape]
+    output.total.backward()
+    assert fake.grad.abs().max() > 0
+    make_loss(augment=augment, image_range=(0, 255))((fake + 1) * 127.5, text, (real + 1) * 127.5)
+    torch.testing.assert_close(seen[1], fake)
+
+
+@pytest.mark.parametrize("image_range", [(0, 1), (0, 255), (-0.5, 0.5)])
+def test_image_range(image_range):
+    """The same pictures in another range: the same loss, and the gradient by the chain rule."""
+    low, high = image_range
+    half = (high - low) / 2
+    fake, text, real = batch()
+    expected = make_loss()(fake, text, real).total
+    (gradient,) = torch.autograd.grad(expected, fake)
+    other = (fake.detach() * half + low + half).requires_grad_()
+    total = make_loss(image_range=image_range)(other, text, real * half + low + half).total
+    torch.testing.assert_close(total, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(total, other)[0] * half, gradient, rtol=1e-7, atol=1e-11)
+
+
+def test_image_range_is_that_of_the_encoder():
+    """An encoder may want another range than [-1, 1]; it says so in `input_range`."""
+    fake, text, real = batch()
+
+    def total(fake, real, input_range, **arguments):
+        encoder = TinyEncoder(some_regions=True)
+        encoder.input_range = input_range
+        return make_loss(encoder, **arguments)(fake, text, real).total
+
+    mapped = total(fake, real, (0, 1))
+    torch.testing.assert_close(mapped, total((fake + 1) / 2, (real + 1) / 2, (0, 1), image_range=(0, 1)))
+    torch.testing.assert_close(total(fake, real, (-1, 1)), make_loss()(fake, text, real).total, rtol=0, atol=0)
+    assert (mapped - total(fake, real, (-1, 1))).abs() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("image_range", "convert", "message"),
+    [
+        ((-1, 1), lambda x: (x + 1) / 2, r"real: .*image_range \(-1.0, 1.0\), got no negative value .*\(0, 1\)"),
+        ((-1, 1), lambda x: (x + 1) * 127.5, r"real: .*image_range \(-1.0, 1.0\), got .* to 25"),
+        ((-1, 1), lambda x: x * 2, r"real: .*image_range"),
+        ((0, 1), lambda x: x, r"real: .*image_range \(0.0, 1.0\), got -"),
+        ((0, 1), lambda x: (x + 1) * 127.5, r"real: .*image_range \(0.0, 1.0\), got .* to 25"),
+        ((0, 255), lambda x: (x + 1) / 2, r"real: .*image_range \(0.0, 255.0\), got .*\(0, 1\)"),
+        ((0, 255), lambda x: x, r"real: .*image_range \(0.0, 255.0\)"),
+    ],
+)
+def test_real_images_of_another_range(image_range, convert, message):
+    fake, text, real = batch()
+    loss = make_loss(image_range=image_range)
+    for _ in range(2):  # an error is no check passed
+        with pytest.raises(ValueError, match=message):
+            loss(fake, text, convert(real))
+
+
+def test_range_is_checked_once_and_never_on_fakes(monkeypatch):
+    loss = make_loss()
+    fake, text, real = batch()
+    looked = []
+    original = torch.Tensor.min
+    monkeypatch.setattr(torch.Tensor, "min", lambda self, *a, **k: looked.append(self) or original(self, *a, **k))
+    loss(fake.detach() * 100, text, real)
+    assert [x.data_ptr() for x in looked] == [real.data_ptr()]
+    for _ in range(2):
+        loss(fake.detach() + 300, text, real.abs())  # of the wrong range, but the first batch has told
+    assert len(looked) == 1
+
+
+def test_uniform_pictures_tell_no_range():
+    """A grey batch fits any range: the check waits for one with content."""
+    loss = make_loss()
+    fake, text, real = batch()
+    loss(fake, text, torch.zeros_like(real))
+    with pytest.raises(ValueError, match=r"real: .*no negative value"):
+        loss(fake, text, real.abs())
+
+
+# ------------------------------------------------------------------------------------------------------- precision
+
+
+class Full(nn.Module):
+    """Runs the encoder outside autocast, so that what is left under autocast is the loss itself."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images):
+        with torch.autocast("cpu", enabled=False):
+            return self.encoder(images)
+
+
+def test_scores_leave_autocast():
+    """Local and global terms are bit-identical under autocast when the encoder is; all terms are float32."""
+    loss = DualVLMLoss(image_encoder=Full(TinyEncoder()), scorer=make_scorer().float(), **WEIGHTS)
+    fake, text, real = (x.detach().to(torch.float32) for x in batch())
+    plain = loss(fake, text, real)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = loss(fake, text, real)
+    assert {low.total.dtype, *(v.dtype for v in low.terms.values())} == {torch.float32}
+    for name in NAMES:
+        if name.endswith("general"):
+            torch.testing.assert_close(low.terms[name], plain.terms[name], rtol=0.05, atol=0.02)
+        else:
+            assert torch.equal(low.terms[name], plain.terms[name]), name
+
+
+def test_autocast_is_close_to_float32():
+    """Encoders in bfloat16, a generator's bfloat16 images included: values near float32's, finite gradients."""
+    loss = DualVLMLoss(image_encoder=TinyEncoder(), scorer=make_scorer().float(), gamma3_local=10.0, **WEIGHTS)
+    fake, text, real = (x.detach().to(torch.float32) for x in batch())
+    plain = loss(fake, text, real)
+    for dtype in (torch.float32, torch.bfloat16):
+        images = fake.clone().to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = loss(images, text.to(dtype), real)
+        low.total.backward()
+        assert low.total.dtype == torch.float32
+        assert images.grad.isfinite().all()
+        for name in NAMES:
+            torch.testing.assert_close(low.terms[name], plain.terms[name], rtol=0.05, atol=0.1, msg=name)
+
+
+def test_float64_stays_float64():
+    fake, text, real = batch()
+    plain = make_loss()(fake, text, real)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = make_loss()(fake, text, real)
+    for output in (plain, under):
+        assert {output.total.dtype, *(v.dtype for v in output.terms.values())} == {torch.float64}
+    for name, value in plain.terms.items():
+        torch.testing.assert_close(under.terms[name], value, rtol=1e-12, atol=0)
+
+
+@pytest.mark.cuda
+def test_cuda_under_autocast():
+    """On a GPU in bfloat16, with lengths and class ids on the CPU: finite total and gradients."""
+    loss = DualVLMLoss(make_vlm(), **WEIGHTS).to("cuda")
+    tokens, lengths = loss._vlm[0].vocabulary.encode_batch(["a small red bird", "bird", "blue wings"])
+    real = pictures(3, 1, torch.float32, 64).cuda()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        encoded = loss.encode_tokens(tokens, lengths)
+        host = vlm_plugin.text_features(encoded.local.transpose(1, 2), encoded.pooled, lengths)
+        for text in (encoded, host, loss.encode_text(["a small red bird", "bird", "blue wings"])):
+            fake = pictures(3, 0, torch.float32, 64).cuda().requires_grad_()
+            total, terms = loss(fake, text, real, class_ids=np.array([1, 2, 1]))
+            total.backward()
+            assert total.isfinite()
+            assert total.dtype == torch.float32
+            assert all(value.isfinite() for value in terms.values())
+            assert fake.grad.isfinite().all()
+            assert fake.grad.abs().max() > 0
+    with pytest.raises(ValueError, match="fake: expected images on cuda:0, where the matcher is, got cpu"):
+        loss(fake.detach().cpu(), encoded, real)
+    with pytest.raises(ValueError, match="text: expected features on cuda:0, got cpu"):
+        loss(fake, encoded.to("cpu"), real)
+
+
+# --------------------------------------------------------------------------------------------------- finite always
+
+
+def finite(loss, fake, text, real, **arguments):
+    fake = fake.detach().clone().requires_grad_()
+    total, terms = loss(fake, text, real, **arguments)
+    total.backward()
+    assert total.isfinite()
+    assert all(value.isfinite() for value in terms.values())
+    assert fake.grad.isfinite().all()
+    return terms, fake.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_finite_at_a_perfect_match(dtype):
+    """The fakes are the real images, and the captions' features are the images' own."""
+    loss = make_loss().to(dtype)
+    real = pictures(4, dtype=dtype)
+    with torch.no_grad():
+        text = loss.image_encoder(real)
+    finite(loss, real, text, real)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_finite_at_zero_features(dtype):
+    loss = make_loss(TinyEncoder()).to(dtype)
+    for parameter in loss.image_encoder.parameters():
+        parameter.zero_()
+    fake, text, real = (x.detach().to(dtype) for x in batch())
+    finite(loss, fake, text, real)
+    finite(loss, fake, Features(text.local * 0, text.pooled * 0, text.mask), real)
+
+
+def test_finite_with_one_word_and_one_pair():
+    """B = 1 has no negatives: contrastive terms are 0, the general ones go on."""
+    fake, _, real = batch(1)
+    terms, gradient = finite(make_loss(), fake, random_features([1], seed=9), real)
+    for name, value in terms.items():
+        assert (value == 0) == (not name.endswith("general"))
+    assert gradient.any()
+    _, gradient = finite(make_loss(terms=["vlm_local", "vvm_global"]), fake, random_features([1], seed=9), real)
+    assert not gradient.any()
+
+
+def test_finite_with_every_negative_masked():
+    fake, text, real = batch()
+    terms, gradient = finite(make_loss(), fake, text, real, class_ids=[7] * 4)
+    assert all((value == 0) == (not name.endswith("general")) for name, value in terms.items())
+    contrastive = [name for name in TERMS if not name.endswith("general")]
+    _, gradient = finite(make_loss(terms=contrastive), fake, text, real, class_ids=[7] * 4)
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("bias", [1e4, -1e4, 1e30, -1e30])
+def test_finite_with_huge_logits(bias):
+    loss = make_loss().to(torch.float32)
+    loss.scorer.to_score.bias.fill_(bias)
+    fake, text, real = (x.detach().to(torch.float32) for x in batch())
+    finite(loss, fake, text, real)
+
+
+def test_a_confident_scorer_still_teaches():
+    """At a logit of -40 the gradient is that of -logit, not zero: softplus, not the log of a sigmoid."""
+    loss = make_loss(terms=["vlm_general"], lambda_vlm=1.0).to(torch.float32)
+    loss.scorer.to_score.bias.fill_(-1000.0)
+    fake, text, _ = (x.detach().to(torch.float32) for x in batch())
+    fake.requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(fake, text).total, fake)
+    logits = loss.scorer(loss.image_encoder(fake), text, "caption")
+    (expected,) = torch.autograd.grad(-logits.mean(), fake)
+    torch.testing.assert_close(gradient, expected)
+    assert gradient.any()
+
+
+def test_nan_fakes_show():
+    fake, text, real = batch()
+    for name in TERMS:
+        assert make_loss(terms=[name])(fake * float("nan"), text, real).total.isnan(), name
+
+
+# --------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"terms": ["vlm_local", "vlm_fine"]}, ValueError, r"terms: expected names of .*, got \['vlm_fine'\]"),
+        ({"terms": []}, ValueError, "terms: expected at least one of"),
+        ({"terms": "vlm_local"}, TypeError, "terms: expected a collection of names, got the string 'vlm_local'"),
+        ({"image_range": (1, -1)}, ValueError, r"image_range: expected \(lowest, highest\), got \(1, -1\)"),
+        ({"image_range": (1, 1)}, ValueError, "image_range: expected"),
+        ({"image_range": 1}, (TypeError, ValueError), "image_range: expected"),
+        ({"image_range": (0, 1, 2)}, ValueError, "image_range: expected"),
+        ({"vlm": make_vlm()}, ValueError, "vlm: expected either a VLM or the modules image_encoder, scorer"),
+        ({"image_encoder": None}, TypeError, "image_encoder: expected a VLM or an image encoder, got NoneType"),
+        ({"image_encoder": lambda x: x}, TypeError, "image_encoder: expected a VLM or an image encoder, got function"),
+        ({"scorer": None}, ValueError, "terms: vlm_general, vvm_general need a trained scorer"),
+        ({"scorer": None, "terms": ["vvm_general", "vlm_local"]}, ValueError, "terms: vvm_general need"),
+    ],
+)
+def test_constructor_errors(arguments, error, message):
+    arguments = {"image_encoder": TinyEncoder(), "scorer": make_scorer(), **WEIGHTS, **arguments}
+    with pytest.raises(error, match=message):
+        DualVLMLoss(**arguments)
+
+
+def test_constructor_errors_of_the_vlm():
+    with pytest.raises(TypeError, match=r"vlm: expected a VLM .*, got str"):
+        DualVLMLoss("birds.vlm.pt", **WEIGHTS)
+    for part in ("image_encoder", "scorer", "text_encoder"):
+        with pytest.raises(ValueError, match="vlm: expected either"):
+            DualVLMLoss(make_vlm(), **{part: nn.Identity()}, **WEIGHTS)
+    with pytest.raises(TypeError, match="lambda_v"):
+        DualVLMLoss(make_vlm())
+    DualVLMLoss(image_encoder=TinyEncoder(), terms=["vlm_local"], **WEIGHTS)
+
+
+FAKE, TEXT, REAL = pictures(4), random_features(LENGTHS, seed=1), pictures(4, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"fake": None}, TypeError, r"fake: expected a floating-point tensor \(B, 3, H, W\), got NoneType"),
+        ({"fake": FAKE.numpy()}, TypeError, "fake: .* got ndarray"),
+        ({"fake": (FAKE * 99).to(torch.uint8)}, TypeError, "fake: .* got torch.uint8"),
+        ({"fake": FAKE[0]}, ValueError, r"fake: expected shape \(B, 3, H, W\), got \(3, 8, 8\)"),
+        ({"fake": FAKE[:, :1]}, ValueError, r"fake: expected shape \(B, 3, H, W\), got \(4, 1, 8, 8\)"),
+        ({"fake": FAKE.permute(0, 2, 3, 1)}, ValueError, r"fake: expected shape .* got \(4, 8, 8, 3\)"),
+        ({"fake": FAKE[:0]}, ValueError, r"fake: expected shape .* got \(0, 3, 8, 8\)"),
+        ({"fake": FAKE.to("meta")}, ValueError, "fake: expected images on cpu, where the matcher is, got meta"),
+        ({"fake": FAKE.float()}, TypeError, "fake: expected torch.float64, .* got torch.float32"),
+        ({"text": None}, ValueError, r"text: expected Features for the terms .*vlm_local.*, got None"),
+        ({"text": ["a bird"] * 4}, TypeError, "text: expected Features .* got list"),
+        ({"text": tuple(TEXT)}, TypeError, "text: expected Features .* got tuple"),
+        ({"text": TEXT._replace(local=TEXT.local.long())}, TypeError, "text: expected floating-point"),
+        ({"text": TEXT._replace(mask=TEXT.mask.float())}, TypeError, "text.mask: expected bool"),
+        ({"text": TEXT._replace(pooled=TEXT.pooled[:, :3])}, ValueError, "text: expected pooled of shape"),
+        ({"text": TEXT._replace(mask=TEXT.mask & (torch.arange(4) != 2)[:, None])}, ValueError,
+         "text: expected at least one word in every caption, got an empty one"),
+        ({"text": TEXT.to("meta")}, ValueError, "text: expected features on cpu, got meta"),
+        ({"text": TEXT.to(torch.float32)}, TypeError, "text: expected torch.float64 .* got torch.float32"),
+        ({"text": Features(*(p[:3] for p in TEXT))}, ValueError, "text: expected 4 captions as .* fake, got 3"),
+        ({"text": random_features(LENGTHS, dim=5)}, ValueError, "text: expected features of width 6 .* got 5"),
+        ({"real": None}, ValueError, r"real: expected images \(B, 3, H, W\) for the terms .*vvm_local.*, got None"),
+        ({"real": [REAL]}, TypeError, "real: expected a floating-point tensor .* got list"),
+        ({"real": REAL.to(torch.int64)}, TypeError, "real: .* got torch.int64"),
+        ({"real": REAL[:, 0]}, ValueError, r"real: expected shape .* got \(4, 8, 8\)"),
+        ({"real": REAL[:2]}, ValueError, "real: expected 4 images as in fake, got 2"),
+        ({"real": REAL.to("meta")}, ValueError, "real: expected images on cpu, .* got meta"),
+        ({"real": REAL.float()}, TypeError, "real: expected torch.float64, .* got torch.float32"),
+        ({"class_ids": torch.tensor([1.0, 2.0, 3.0, 4.0])}, TypeError, "class_ids: expected integers, got torch.float"),
+        ({"class_ids": [True, False, True, True]}, TypeError, "class_ids: expected integers, got torch.bool"),
+        ({"class_ids": ["a", "b", "c", "d"]}, TypeError, "class_ids: expected integers, got list"),
+        ({"class_ids": np.array(["a", "b", "c", "d"])}, TypeError, "class_ids: expected integers, got ndarray"),
+        ({"class_ids": [1, 2, 3]}, ValueError, r"class_ids: expected shape \(4,\), got \(3,\)"),
+        ({"class_ids": torch.ones(4, 1, dtype=torch.int64)}, ValueError, r"class_ids: expected shape .* \(4, 1\)"),
+    ],
+)  # fmt: skip
+def test_call_errors(change, error, message):
+    arguments = {"fake": FAKE, "text": TEXT, "real": REAL, **change}
+    with pytest.raises(error, match=message):
+        make_loss()(**arguments)
+
+
+def test_single_precision_is_no_error_under_autocast_and_half_text_is_raised():
+    """What autocast mixes is fine: float32 networks, bfloat16 images or captions."""
+    loss = DualVLMLoss(image_encoder=TinyEncoder(), scorer=make_scorer().float(), **WEIGHTS)
+    fake, text, real = FAKE.float(), TEXT.to(torch.bfloat16), REAL.float()
+    assert loss(fake, text, real).total.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert loss(fake.bfloat16(), text, real).total.dtype == torch.float32
+    with pytest.raises(TypeError, match=r"fake: expected torch.float32, .* outside autocast, got torch.bfloat16"):
+        loss(fake.bfloat16(), text, real)
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "message"),
+    [
+        (lambda x: x, TypeError, r"image_encoder: expected it to return Features or a \(regions, code\) pair"),
+        (lambda x: (x, x), ValueError, "regions, code: expected"),
+        (lambda x: (x.mean((2, 3)), x), ValueError, "regions, code: expected"),
+        (lambda x: Features(x.flatten(2), x.mean((2, 3)), None), TypeError, "image_encoder: expected tensors"),
+    ],
+)
+def test_encoders_that_return_something_else(output, error, message):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return output(x)
+
+    with pytest.raises(error, match=message):
+        make_loss(Odd(), terms=["vlm_local"])(FAKE, TEXT)
+
+
+def test_a_scorer_belongs_to_its_encoders():
+    """Around other encoders than it was trained on it is an error, unless said otherwise."""
+    vlm, other = make_vlm(), make_vlm()
+    vlm.stamp()
+    DualVLMLoss(vlm, **WEIGHTS)
+    with torch.no_grad():
+        other.image_encoder.stem.weight.mul_(2)
+        other.text_encoder.encoder.weight.mul_(2)
+    message = "scorer: it was trained on another {}.*allow_other_encoders=True"
+    with pytest.raises(ValueError, match=message.format("image_encoder")):
+        DualVLMLoss(image_encoder=other.image_encoder, scorer=vlm.scorer, **WEIGHTS)
+    parts = {"image_encoder": vlm.image_encoder, "scorer": vlm.scorer, "text_encoder": other.text_encoder}
+    with pytest.raises(ValueError, match=message.format("text_encoder")):
+        DualVLMLoss(**parts, **WEIGHTS)
+    DualVLMLoss(**parts, allow_other_encoders=True, **WEIGHTS)
+    DualVLMLoss(image_encoder=vlm.image_encoder, scorer=vlm.scorer, **WEIGHTS)  # a host's own text embeddings
+
+
+# ------------------------------------------------------------------------------------------------------- the import
+
+
+def test_importing_the_drop_in_loads_no_tools():
+    """A fresh interpreter: neither data nor tools, nor what only they need."""
+    code = (
+        "import sys, vlm_plugin; from vlm_plugin import DualVLMLoss, VLM, text_features; "
+        "print([m for m in sys.modules if m.split('.')[0] in ('torchmetrics', 'yaml', 'matplotlib') "
+        "or m.startswith(('vlm_plugin.data', 'vlm_plugin.tools', 'vlm_plugin.metrics', 'baselines'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=vlm_root(), check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def vlm_root():
+    return vlm_plugin.__path__[0] + "/.."

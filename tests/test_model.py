@@ -1,0 +1,375 @@
+"""The matcher's file: a round trip, files that are something else, and DAMSM's published files."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from reference import pictures, sharpen
+
+from vlm_plugin import VLM, ConvEncoder, DualVLMLoss, LSTMTextEncoder, MatchingScoreBlock, Vocabulary, model
+from vlm_plugin.model import fingerprint
+
+WORDS = ["<end>", "<unk>", "a", "small", "red", "blue", "bird", "with", "black", "wings"]
+CAPTIONS = ["a small red bird", "a bird with black wings and a purple tail", "blue"]
+
+
+def make_vlm(seed=0, scorer=True):
+    torch.manual_seed(seed)
+    vlm = VLM(
+        ConvEncoder(16, 4),
+        LSTMTextEncoder(len(WORDS), 16, 8),
+        Vocabulary(WORDS),
+        sharpen(MatchingScoreBlock(16, 1, 2)) if scorer else None,
+        max_words=5,
+        notes={"data": "birds", "steps": 3, "r1": [0.5, 0.25]},
+    )
+    # Statistics unlike those of a fresh network, so that a file without buffers would show.
+    vlm.image_encoder(pictures(4, 1, torch.float32, 32))
+    return vlm.eval()
+
+
+def outputs(vlm):
+    with torch.no_grad():
+        image, text = vlm.encode_image(pictures(3, 2, torch.float32, 32)), vlm.encode_text(CAPTIONS)
+        logits = [vlm.scorer(image, text, "caption")] if vlm.scorer is not None else []
+    return [*image, *text, *logits]
+
+
+def contents(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("scorer", [True, False])
+def test_save_and_load(tmp_path, scorer):
+    vlm = make_vlm(scorer=scorer)
+    path = tmp_path / "some.vlm.pt"
+    vlm.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["some.vlm.pt"], "something was left beside the file"
+    again = VLM.load(path)
+    assert not again.training
+    assert not any(m.training for m in again.modules())
+    assert again.vocabulary == vlm.vocabulary
+    assert (again.max_words, again.notes, again.embed_dim) == (5, vlm.notes, 16)
+    assert (again.scorer is not None) == scorer
+    assert again.fingerprint == vlm.fingerprint
+    assert all(torch.equal(a, b) for a, b in zip(outputs(again), outputs(vlm), strict=True))
+    assert VLM.load(str(path)).fingerprint == vlm.fingerprint
+    # what was loaded is a matcher the loss takes, and saves the same file again
+    DualVLMLoss(again, lambda_vvm=1, lambda_vlm=1, terms=["vlm_local"])
+    again.save(path)
+    assert VLM.load(path).fingerprint == vlm.fingerprint
+
+
+def test_half_size(tmp_path):
+    """float16 weights, float32 again after loading; the scorer belongs to the rounded encoders in its file."""
+    vlm = make_vlm()
+    vlm.stamp()
+    full, half = tmp_path / "full.vlm.pt", tmp_path / "half.vlm.pt"
+    vlm.save(full)
+    vlm.save(half, half=True)
+    stored = [v for part in contents(half)["weights"].values() for v in part.values() if v.is_floating_point()]
+    assert {v.dtype for v in stored} == {torch.float16}
+    again = VLM.load(half)
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    assert again.fingerprint != vlm.fingerprint
+    assert VLM.load(half).fingerprint == again.fingerprint
+    for a, b in zip(outputs(again), outputs(vlm), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+    for path in (full, half):
+        DualVLMLoss(VLM.load(path), lambda_vvm=1, lambda_vlm=1)
+
+
+def test_scorer_belongs_to_the_encoders_it_was_saved_with(tmp_path):
+    """Never stamped: the file's own encoders. Stamped, and then the encoders changed: the file keeps the mismatch."""
+    path = tmp_path / "x.vlm.pt"
+    vlm = make_vlm()
+    vlm.save(path)
+    loaded = VLM.load(path)
+    assert loaded.scorer.encoder_fingerprints == {
+        "image_encoder": fingerprint(vlm.image_encoder),
+        "text_encoder": fingerprint(vlm.text_encoder),
+    }
+    for half in (False, True):
+        stale = make_vlm()
+        stale.stamp()
+        with torch.no_grad():
+            stale.image_encoder.stem.weight.mul_(1.5)
+        stale.save(path, half=half)
+        with pytest.raises(ValueError, match="scorer: it was trained on another image_encoder"):
+            DualVLMLoss(VLM.load(path), lambda_vvm=1, lambda_vlm=1)
+
+
+def test_fingerprint():
+    vlm = make_vlm()
+    name = vlm.fingerprint
+    assert len(name) == 16
+    assert int(name, 16) >= 0
+    assert make_vlm().fingerprint == name
+    assert make_vlm(seed=1).fingerprint != name
+    assert fingerprint(vlm.image_encoder) == fingerprint(vlm.image_encoder.state_dict())
+    # counters of batches are no weights; everything else is
+    vlm.image_encoder.stem_norm.num_batches_tracked += 1
+    assert vlm.fingerprint == name
+    for tensor in (vlm.image_encoder.stem_norm.running_mean, vlm.text_encoder.encoder.weight, vlm.scorer.to_score.bias):
+        with torch.no_grad():
+            tensor.view(-1)[-1] += 1e-3
+        changed = vlm.fingerprint
+        assert changed != name
+        name = changed
+    # a transposed memory layout of the same numbers is the same network
+    vlm.image_encoder.to(memory_format=torch.channels_last)
+    assert vlm.fingerprint == name
+
+
+def test_encode_text_uses_its_own_vocabulary():
+    vlm = make_vlm()
+    text = vlm.encode_text(CAPTIONS)
+    assert text.mask.sum(1).tolist() == [4, 5, 1]  # nine words, of which max_words are kept
+    tokens, lengths = vlm.vocabulary.encode_batch(CAPTIONS, 5)
+    assert torch.equal(vlm.encode_tokens(tokens, lengths).local, text.local)
+    drawn = {
+        tuple(vlm.encode_text(CAPTIONS[1:2], torch.Generator().manual_seed(i)).pooled[0].tolist()) for i in range(5)
+    }
+    assert len(drawn) > 1
+    with pytest.raises(TypeError, match="captions: expected a list of strings, got one string"):
+        vlm.encode_text("a small red bird")
+    with pytest.raises(ValueError, match=r"captions\[1\]: expected at least one word"):
+        vlm.encode_text(["a bird", "..."])
+    with pytest.raises(ValueError, match=r"tokens: .* vocabulary has 10 words, got id 10"):
+        vlm.encode_tokens(torch.tensor([[10]]), torch.tensor([1]))
+
+
+def test_vocabulary_of_another_size():
+    with pytest.raises(ValueError, match="vocabulary: the text encoder knows 9 words, the vocabulary has 10"):
+        VLM(ConvEncoder(16, 4), LSTMTextEncoder(9, 16, 8), Vocabulary(WORDS))
+
+
+def test_parts_of_other_widths():
+    text, vocabulary = LSTMTextEncoder(10, 16, 8), Vocabulary(WORDS)
+    with pytest.raises(ValueError, match=r"image_encoder: expected features of width 16 .* got 8"):
+        VLM(ConvEncoder(8, 4), text, vocabulary)
+    with pytest.raises(ValueError, match=r"scorer: expected features of width 16 .* got 8"):
+        VLM(ConvEncoder(16, 4), text, vocabulary, MatchingScoreBlock(8))
+
+
+# -------------------------------------------------------------------------------------------- names and files
+
+
+def test_a_bare_name_is_looked_up_among_the_packaged_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "ASSETS", tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(FileNotFoundError, match=r"birds.vlm.pt: no such file \(packaged matchers: none\)"):
+        VLM.load("birds.vlm.pt")
+    vlm = make_vlm()
+    vlm.save(tmp_path / "birds.vlm.pt")
+    make_vlm(1).save(tmp_path / "another.vlm.pt")
+    (tmp_path / "birds.judge.pt").write_bytes(b"no matcher")
+    assert VLM.load("birds.vlm.pt").fingerprint == vlm.fingerprint
+    message = r"fish.vlm.pt: no such file \(packaged matchers: another.vlm.pt, birds.vlm.pt\)"
+    with pytest.raises(FileNotFoundError, match=message):
+        VLM.load("fish.vlm.pt")
+    with pytest.raises(FileNotFoundError, match=r"runs.birds.vlm.pt: no such file"):
+        VLM.load("runs/birds.vlm.pt")  # a path is no bare name
+    # a file in the working directory comes first
+    other = make_vlm(2)
+    other.save(tmp_path.parent / "birds.vlm.pt")
+    assert VLM.load("birds.vlm.pt").fingerprint == other.fingerprint
+    os.remove(tmp_path.parent / "birds.vlm.pt")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "x.vlm.pt"
+    make_vlm().save(path)
+    return path
+
+
+def test_corrupt_files(saved):
+    whole = saved.read_bytes()
+    for content in (b"", b"no checkpoint", whole[: len(whole) // 2]):
+        saved.write_bytes(content)
+        with pytest.raises(ValueError, match=r"x.vlm.pt: not a readable vlm_plugin.VLM file"):
+            VLM.load(saved)
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, {"format": "other"}, [1, 2], torch.zeros(2)])
+def test_foreign_files(saved, content):
+    torch.save(content, saved)
+    with pytest.raises(ValueError, match=r"x.vlm.pt: expected a vlm_plugin.VLM file, got (other|something else)"):
+        VLM.load(saved)
+
+
+def test_newer_version(saved):
+    torch.save({**contents(saved), "version": 99}, saved)
+    with pytest.raises(ValueError, match=r"x.vlm.pt: written as version 99, this release reads up to 1: upgrade"):
+        VLM.load(saved)
+
+
+@pytest.mark.parametrize(
+    "part", ["version", "settings", "weights", "vocabulary", "max_words", "notes", "scorer_trained_on"]
+)
+def test_incomplete_files(saved, part):
+    content = contents(saved)
+    del content[part]
+    torch.save(content, saved)
+    with pytest.raises(ValueError, match=f"x.vlm.pt: .*{part}"):
+        VLM.load(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["settings"]["image_encoder"].update(name="vit"),
+        lambda c: c["settings"]["image_encoder"].update(depth=3),
+        lambda c: c["settings"]["text_encoder"].update(embed_dim=32),
+        lambda c: c["weights"]["scorer"].pop("to_score.bias"),
+        lambda c: c["weights"].pop("scorer"),
+        lambda c: c["vocabulary"]["words"].append("fish"),
+    ],
+)
+def test_files_whose_parts_do_not_fit(saved, change):
+    content = contents(saved)
+    change(content)
+    torch.save(content, saved)
+    with pytest.raises(ValueError, match=r"x.vlm.pt: "):
+        VLM.load(saved)
+
+
+class Bomb:
+    """A pickle that makes a folder when read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("writer", ["torch.save", "legacy torch.save", "pickle"])
+def test_code_in_a_file_is_refused_and_does_not_run(saved, tmp_path, writer):
+    trace = tmp_path / "it ran"
+    content = {**contents(saved), "notes": Bomb(trace)}
+    if writer == "pickle":
+        saved.write_bytes(pickle.dumps(content["notes"], protocol=2))
+    else:
+        torch.save(content, saved, _use_new_zipfile_serialization=writer == "torch.save")
+    with pytest.raises(ValueError, match=r"x.vlm.pt: not a readable"):
+        VLM.load(saved)
+    for paths in ((saved, saved), (saved, tmp_path / "missing")):
+        with pytest.raises(ValueError, match=r"x.vlm.pt: not a readable state dict"):
+            VLM.from_damsm(*paths, Vocabulary(WORDS))
+    assert not trace.exists()
+
+
+def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
+    before = saved.read_bytes()
+    monkeypatch.setattr(torch, "save", lambda content, path: (open(path, "wb").write(b"half"), 1 / 0))  # noqa: SIM115
+    with pytest.raises(ZeroDivisionError):
+        make_vlm(1).save(saved)
+    assert saved.read_bytes() == before
+
+
+# ------------------------------------------------------------------------------------------------------ DAMSM
+
+
+def random_state(shapes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, shape in shapes.items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(0)
+        elif name.endswith("running_var"):
+            state[name] = torch.ones(shape)
+        else:
+            state[name] = torch.empty(shape).uniform_(-0.05, 0.05, generator=generator)
+    return state
+
+
+@pytest.fixture(scope="module")
+def damsm(golden, tmp_path_factory):
+    """A text encoder, an image encoder and a vocabulary of 50 words, in the published format."""
+    folder = tmp_path_factory.mktemp("damsm")
+    shapes = json.loads((golden / "attngan_state_dicts.json").read_text())
+    text = random_state(shapes["RNN_ENCODER(ntoken=50,nhidden=256)"], 0)
+    image = random_state(shapes["CNN_ENCODER(nef=256)"], 1)
+    torch.save(text, folder / "text_encoder200.pth")
+    torch.save(image, folder / "image_encoder200.pth")
+    words = dict(enumerate(["<end>", *(f"word{i}" for i in range(1, 50))]))
+    with open(folder / "captions.pickle", "wb") as file:
+        pickle.dump([[[1, 2]], [[3]], words, {w: i for i, w in words.items()}], file, protocol=2)
+    yield folder, text, image
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def damsm_vlm(damsm):
+    folder = damsm[0]
+    return VLM.from_damsm(*(folder / n for n in ("text_encoder200.pth", "image_encoder200.pth", "captions.pickle")))
+
+
+def test_from_damsm(damsm, damsm_vlm):
+    """Published files make a matcher: all weights, Mixed_7c by itself, the vocabulary that drops unknown words."""
+    _, text, image = damsm
+    vlm = damsm_vlm
+    assert vlm.scorer is None
+    assert not vlm.training
+    assert vlm.image_encoder.global_layer == "Mixed_7c"
+    assert vlm.embed_dim == 256
+    assert len(vlm.vocabulary) == 50
+    assert "text_encoder200.pth" in vlm.notes["source"]
+    for network, state in ((vlm.image_encoder, image), (vlm.text_encoder, text)):
+        assert network.state_dict().keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    features = vlm.encode_text(["word3 unknown Word7", "word1"])
+    assert features.mask.sum(1).tolist() == [2, 1]
+    assert features.local.shape == (2, 2, 256)
+
+
+def test_general_terms_without_scorer_are_refused_by_name(damsm_vlm):
+    message = "terms: vlm_general, vvm_general need a trained scorer"
+    with pytest.raises(ValueError, match=message):
+        DualVLMLoss(damsm_vlm, lambda_vvm=1, lambda_vlm=1)
+    with pytest.raises(ValueError, match="terms: vvm_general need"):
+        DualVLMLoss(damsm_vlm, lambda_vvm=1, lambda_vlm=1, terms=["vlm_local", "vvm_general"])
+    loss = DualVLMLoss(damsm_vlm, lambda_vvm=1, lambda_vlm=1, terms=["vlm_local", "vlm_global"])
+    fake = pictures(1, dtype=torch.float32, size=16).requires_grad_()
+    loss(fake, loss.encode_text(["word1"])).total.backward()
+    assert fake.grad.isfinite().all()
+
+
+def test_from_damsm_vocabulary_of_another_size_names_both(damsm, tmp_path):
+    folder = damsm[0]
+    files = folder / "text_encoder200.pth", folder / "image_encoder200.pth"
+    message = "vocabulary: .*text_encoder200.pth was trained with 50 words, the vocabulary has 10: use the captions"
+    with pytest.raises(ValueError, match=message):
+        VLM.from_damsm(*files, Vocabulary(WORDS))
+    path = tmp_path / "captions.pickle"
+    words = {0: "<end>", 1: "bird"}
+    path.write_bytes(pickle.dumps([[], [], words, {}]))
+    with pytest.raises(ValueError, match=r"with 50 words, the vocabulary has 2"):
+        VLM.from_damsm(*files, path)
+
+
+def test_from_damsm_with_other_files(damsm, tmp_path):
+    folder, text, _ = damsm
+    text_path, image_path = folder / "text_encoder200.pth", folder / "image_encoder200.pth"
+    vocabulary = folder / "captions.pickle"
+    with pytest.raises(ValueError, match=r"image_encoder200.pth: expected the state dict of a DAMSM text encoder"):
+        VLM.from_damsm(image_path, text_path, vocabulary)
+    with pytest.raises(ValueError, match=r"text_encoder200.pth: expected the state dict of a DAMSM image encoder"):
+        VLM.from_damsm(text_path, text_path, vocabulary)
+    with pytest.raises(FileNotFoundError, match=r"missing.pth: no such file"):
+        VLM.from_damsm(tmp_path / "missing.pth", image_path, vocabulary)
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"broken.pth: not a readable state dict"):
+        VLM.from_damsm(broken, image_path, vocabulary)
+    for missing in ("rnn.weight_hh_l0", "rnn.bias_ih_l0_reverse"):
+        torch.save({name: value for name, value in text.items() if name != missing}, broken)
+        with pytest.raises(ValueError, match=f"(?s)broken.pth: .*{missing}"):
+            VLM.from_damsm(broken, image_path, vocabulary)

@@ -1,0 +1,69 @@
+"""A tiny world for tests that train: birds of 32 pixels, a matcher and a judge of a few channels, on the CPU."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+import torch
+import yaml
+
+from vlm_plugin import VLM, ConvEncoder, LSTMTextEncoder, MatchingScoreBlock, Vocabulary
+from vlm_plugin.data import make_birds, open_split
+from vlm_plugin.tools.judge import Judge
+
+ROOT = Path(__file__).resolve().parents[1]
+DIM, SIZE = 8, 32
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="tiny-birds-")
+
+
+@functools.cache
+def birds() -> Path:
+    """40 train birds of 4 classes, 20 validation and 20 test birds; shared, so copy before changing anything."""
+    return make_birds(Path(_folder().name) / "birds", 40, 20, 20, SIZE, seed=5)
+
+
+def build_matcher(seed: int = 0, scorer: bool = True) -> VLM:
+    vocabulary = Vocabulary.build(caption for record in open_split(birds(), "train") for caption in record.captions)
+    torch.manual_seed(seed)
+    return VLM(
+        ConvEncoder(DIM, width=2),
+        LSTMTextEncoder(len(vocabulary), DIM, word_dim=8),
+        vocabulary,
+        MatchingScoreBlock(DIM, layers=1, heads=2) if scorer else None,
+    ).eval()
+
+
+@functools.cache
+def matcher() -> Path:
+    path = Path(_folder().name) / "tiny.vlm.pt"
+    build_matcher().save(path)
+    return path
+
+
+@functools.cache
+def judge() -> Path:
+    path = Path(_folder().name) / "tiny.judge.pt"
+    torch.manual_seed(1)
+    Judge(width=2).save(path)
+    return path
+
+
+def config(path: Path, **changes: object) -> Path:
+    """A settings file for DF-GAN at 32 pixels; names with a dot change the `vlm` part."""
+    settings = yaml.safe_load((ROOT / "baselines" / "dfgan" / "cfg" / "synthetic.yml").read_text(encoding="utf-8"))
+    settings |= {
+        "image_size": SIZE, "nf": 2, "z_dim": 4, "batch": 4, "steps": 4, "precision": "float32", "evaluated": 10,
+        "log_every": 1, "sample_every": 3, "checkpoint_every": 2,
+    }  # fmt: skip
+    settings["vlm"] |= {"lambda_vvm": 0.5, "lambda_vlm": 0.5, "vvm_warmup": 0, "vlm_warmup": 0}
+    for name, value in changes.items():
+        part, _, key = name.rpartition("__")
+        (settings[part] if part else settings)[key] = value
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path

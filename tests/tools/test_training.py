@@ -1,0 +1,372 @@
+"""What all trainers share: data that depend on position alone, logs and checkpoints that survive a kill, ranks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import torch.multiprocessing
+from torch import nn
+from torch.utils.data import Dataset
+
+from vlm_plugin.data import CaptionedImages, collate, open_split
+from vlm_plugin.data.dataset import Batch, Sample
+from vlm_plugin.tools import training
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def images() -> CaptionedImages:
+    return CaptionedImages(open_split(tiny.birds(), "train"), 16, train=True)
+
+
+def same_sample(a: Sample, b: Sample) -> bool:
+    return torch.equal(a.image, b.image) and a[1:] == b[1:]
+
+
+def same_batch(a: Batch, b: Batch) -> bool:
+    return torch.equal(a.images, b.images) and a.captions == b.captions and a.keys == b.keys
+
+
+def take(count: int, *arguments: object, **options: object) -> list[Batch]:
+    return list(itertools.islice(training.endless_batches(*arguments, collate, device=CPU, **options), count))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The stream
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_position_is_the_same_sample_for_ever(images: CaptionedImages) -> None:
+    stream = training.Stream(images, seed=3)
+    torch.manual_seed(0)
+    first = [stream[p] for p in (0, 7, 39, 40, 95)]
+    torch.manual_seed(99)
+    other = training.Stream(images, seed=3)
+    second = {p: other[p] for p in (95, 3, 40, 7, 81, 39, 7, 0)}
+    for p, sample in zip((0, 7, 39, 40, 95), first, strict=True):
+        assert same_sample(sample, second[p])
+    assert not same_sample(first[0], training.Stream(images, seed=4)[0])
+
+
+def test_the_stream_leaves_the_global_randomness_alone(images: CaptionedImages) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    training.Stream(images, 1)[5]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_every_epoch_is_another_order_of_all_samples(images: CaptionedImages) -> None:
+    stream = training.Stream(images, 0)
+    orders = [[stream[epoch * 40 + p].index for p in range(40)] for epoch in range(3)]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_augmentation_differs_between_epochs(images: CaptionedImages) -> None:
+    stream = training.Stream(images, 0)
+    views = [stream[p] for p in range(80)]
+    assert sum(same_sample(a, b) for a in views[:40] for b in views[40:] if a.index == b.index) < 10
+
+
+def test_batches_from_step_k_are_those_of_the_uninterrupted_run(images: CaptionedImages) -> None:
+    whole = take(14, images, 4, 7)
+    torch.manual_seed(5)
+    resumed = take(5, images, 4, 7, first_step=9)
+    assert all(itertools.starmap(same_batch, zip(whole[9:], resumed, strict=True)))
+    # More than one epoch, a batch across its end included.
+    assert len({key for batch in whole[:10] for key in batch.keys}) == 40
+
+
+def test_a_batch_may_be_larger_than_the_data(images: CaptionedImages) -> None:
+    (batch,) = take(1, images, 100, 0)
+    assert len(batch.keys) == 100
+
+
+def test_loader_processes_change_nothing_and_survive_ctrl_c(images: CaptionedImages) -> None:
+    alone = take(6, images, 3, 2)
+    batches = training.endless_batches(images, 3, 2, collate, device=CPU, workers=2)
+    found = [next(batches), next(batches)]
+    for worker in batches._workers:
+        # A terminal sends it to the whole group of processes.
+        os.kill(worker.pid, signal.SIGINT)
+    found += list(itertools.islice(batches, 4))
+    assert all(itertools.starmap(same_batch, zip(alone, found, strict=True)))
+
+
+def test_two_ranks_share_each_global_batch(images: CaptionedImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = take(4, images, 6, 1)
+    halves = []
+    monkeypatch.setattr(training.distributed, "world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(training.distributed, "rank", lambda rank=rank: rank)
+        halves.append(take(4, images, 3, 1))
+    for batch, left, right in zip(whole, *halves, strict=True):
+        assert batch.keys == left.keys + right.keys
+        assert torch.equal(batch.images, torch.cat([left.images, right.images]))
+
+
+def test_randomness_outside_torch_is_the_dataset_s_own_fault(images: CaptionedImages) -> None:
+    """The stream promises purity for torch's randomness; whoever draws from it inside a sample is seeded."""
+
+    class Draws(Dataset):
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, index: int) -> float:
+            return float(torch.rand(()))
+
+    stream = training.Stream(Draws(), 0)
+    values = [stream[p] for p in range(50)]
+    assert values == [stream[p] for p in range(50)]
+    assert len(set(values)) == 50
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Seeds
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_mix_tells_keys_apart() -> None:
+    keys = list(itertools.product(range(12), range(12), range(3))) + list(itertools.product(range(40), repeat=2))
+    seeds = [training.mix(*key) for key in keys]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert training.mix(-1) == training.mix(-1)  # a negative seed is one, too
+
+
+def test_noise_depends_on_shape_and_key_alone() -> None:
+    torch.manual_seed(1)
+    noise = training.noise((50, 40), CPU, 0, 3)
+    torch.manual_seed(2)
+    assert torch.equal(noise, training.noise((50, 40), CPU, 0, 3))
+    assert not torch.equal(noise, training.noise((50, 40), CPU, 3, 0))
+    assert abs(float(noise.mean())) < 0.1
+    assert float(noise.std()) == pytest.approx(1, abs=0.1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Logs, files, folders, signals
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_log_is_cut_at_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = training.Log(path)
+    for step in range(5):
+        log.add(step=step, loss=torch.tensor(step / 2))
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"step": 5, "lo')  # killed while writing
+    assert [row["step"] for row in training.Log.read(path)] == [0, 1, 2, 3, 4]
+    resumed = training.Log(path, first_step=3)
+    resumed.add(step=3, loss=7.0)
+    assert training.Log.read(path) == [
+        {"step": 0, "loss": 0.0}, {"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 7.0},
+    ]  # fmt: skip
+    assert path.read_text(encoding="utf-8").endswith("}\n")
+    assert os.listdir(tmp_path) == ["log.jsonl"]
+
+
+def test_a_new_log_is_empty_and_a_missing_one_has_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    assert training.Log.read(path) == []
+    training.Log(path).add(step=0)
+    assert training.Log.read(path) == [{"step": 0}]
+    training.Log(path)
+    assert training.Log.read(path) == []
+
+
+def test_values_that_are_no_numbers_survive_the_log(tmp_path: Path) -> None:
+    log = training.Log(tmp_path / "log.jsonl")
+    log.add(step=0, loss=torch.tensor(float("nan")), other=float("inf"))
+    (row,) = training.Log.read(log.path)
+    assert row["loss"] != row["loss"]
+    assert row["other"] == float("inf")
+
+
+def test_only_rank_0_writes_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.jsonl"
+    training.Log(path).add(step=0)
+    monkeypatch.setattr(training.distributed, "rank", lambda: 1)
+    training.Log(path, 0).add(step=1)
+    assert training.Log.read(path) == [{"step": 0}]
+
+
+@pytest.mark.parametrize(
+    ("step", "start", "length", "expected"),
+    [
+        (0, 0, 10, 0.0), (5, 0, 10, 0.5), (10, 0, 10, 1.0), (11, 0, 10, 1.0), (99, 100, 50, 0.0), (100, 100, 50, 0.0),
+        (125, 100, 50, 0.5), (10, 10, 0, 0.0), (11, 10, 0, 1.0), (1, 0, 0, 1.0), (5, 9, -3, 0.0),
+    ],
+)  # fmt: skip
+def test_ramp(step: int, start: int, length: int, expected: float) -> None:
+    assert training.ramp(step, start, length) == expected
+
+
+def test_stop_signal_is_noticed_once_and_given_back() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        with training.StopSignal() as stop:
+            assert not stop.asked
+            os.kill(os.getpid(), number)
+            assert stop.asked
+            # The next one does what it would have done without us.
+            assert {n: signal.getsignal(n) for n in before} == before
+    assert {n: signal.getsignal(n) for n in before} == before
+
+
+def test_signals_are_given_back_after_an_error() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="boom"), training.StopSignal():
+        assert signal.getsignal(signal.SIGTERM) != before
+        raise RuntimeError("boom")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    training.save_atomically({"step": 1}, path)
+    with pytest.raises(Exception, match=r"(?i)pickle"):
+        training.save_atomically({"step": 2, "bad": lambda: None}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    training.save_atomically({"step": 3}, path)
+    assert torch.load(path, weights_only=True) == {"step": 3}
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def test_failed_json_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "options.json"
+    training.write_json({"name": "ä", "list": [1, None]}, path)
+    with pytest.raises(TypeError):
+        training.write_json({"bad": {1, 2}}, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "ä", "list": [1, None]}
+
+
+def test_run_folders_are_numbered(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    assert training.new_run_folder(root, "a").name == "00000-a"
+    assert training.new_run_folder(root, "b").name == "00001-b"
+    (root / "00007-old").mkdir()
+    (root / "notes").mkdir()
+    (root / "2024-05-01").mkdir()
+    (root / "00099").write_text("a file without a name")
+    assert training.new_run_folder(root, "c").name == "00008-c"
+    (root / "123456-many").mkdir()
+    assert training.new_run_folder(root, "d").name == "123457-d"
+
+
+def test_a_run_folder_that_appears_meanwhile_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "00000-a").mkdir()
+    # As if the other run's folder came up after the look.
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))
+    assert training.new_run_folder(tmp_path, "a").name == "00001-a"
+
+
+def test_update_average_moves_parameters_and_copies_buffers() -> None:
+    average, network = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    with torch.no_grad():
+        network.weight.fill_(3.0)
+        network.running_mean.fill_(5.0)
+    training.update_average(average, network, 0.75)
+    assert torch.equal(average.weight, torch.full((2,), 1.5))
+    assert torch.equal(average.running_mean, torch.full((2,), 5.0))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Devices and ranks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:", ""])
+def test_unknown_devices_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"--device {name}: expected cpu, cuda or cuda:NUMBER"):
+        training.choose_device(name)
+
+
+def test_missing_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training.choose_device() == CPU
+    for name in ("cuda", "cuda:1"):
+        with pytest.raises(ValueError, match=f"--device {name}: this machine has no CUDA device"):
+            training.choose_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="--device cuda:2: no CUDA device 2, this machine has 2"):
+        training.choose_device("cuda:2")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(ValueError, match="--device cuda: no CUDA device 3"):
+        training.choose_device("cuda")
+    assert training.choose_device("cpu") == CPU
+
+
+def test_each_process_takes_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert training.choose_device() == training.choose_device("cuda") == torch.device("cuda:2")
+    assert training.choose_device("cuda:1") == torch.device("cuda:1")
+    assert [device.index for device in chosen] == [2, 2, 1]
+
+
+def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert training.choose_precision(CPU, "float32") == torch.float32
+    assert training.choose_precision(CPU, "bfloat16") == torch.bfloat16
+    for there, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda there=there: there, raising=False)
+        assert training.choose_precision(CPU) == expected
+    with pytest.raises(ValueError, match="precision: expected auto, float32 or bfloat16, got 'float16'"):
+        training.choose_precision(CPU, "float16")
+
+
+def test_autocast_does_nothing_for_float32() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        with training.autocast(CPU, dtype):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def one_rank(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    training.join_ranks(CPU)
+    network = nn.Linear(2, 1)
+    unused = nn.Parameter(torch.zeros(3))
+    for value, parameter in enumerate(network.parameters(), start=1):
+        parameter.grad = torch.full_like(parameter, 10.0 * value + rank)
+    training.average_gradients([*network.parameters(), unused])
+    assert torch.equal(network.weight.grad, torch.full((1, 2), 10.5))
+    assert torch.equal(network.bias.grad, torch.tensor([20.5]))
+    assert unused.grad is None
+    run = training.shared_run_folder(folder, f"rank{rank}")
+    log = training.Log(run / "log.jsonl")
+    log.add(step=rank)
+    training.barrier()
+    assert training.Log.read(run / "log.jsonl") == [{"step": 0}]
+    training.leave_ranks()
+    assert training.distributed.world_size() == 1
+
+
+def test_two_processes_average_and_share_a_folder(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_rank, (port, str(tmp_path)), nprocs=2)
+    assert os.listdir(tmp_path) == ["00000-rank0"]
+
+
+def test_one_process_needs_no_group() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.ones(2)
+    training.average_gradients([parameter])
+    training.barrier()
+    training.leave_ranks()
+    assert torch.equal(parameter.grad, torch.ones(2))
