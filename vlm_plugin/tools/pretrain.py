@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import itertools
 import random
 from collections import defaultdict
@@ -337,6 +338,7 @@ def pretrain(
     dtype = training.choose_precision(place, precision)
 
     records, held_out_name, held_out = _open(data)
+    pictures = _digest(records)
     truth = find_truth(data)
     torch.manual_seed(seed)
     vlm = _new_vlm(records, encoder, embed_dim, image_weights, settings).to(place)
@@ -359,10 +361,9 @@ def pretrain(
                 f"{state_file}: an unfinished run with other settings ({_difference(state['settings'], settings)}): "
                 "finish it with those, or delete the file"
             )
-        try:
-            vlm.load_state_dict(state["vlm"])
-        except RuntimeError:
-            raise ValueError(f"{state_file}: an unfinished run on other data: delete the file to begin anew") from None
+        if state.get("pictures", pictures) != pictures:
+            raise ValueError(f"{state_file}: an unfinished run on other data: delete the file to begin anew")
+        vlm.load_state_dict(state["vlm"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         best, first_epoch = state["best"], state["epoch"]
@@ -398,7 +399,7 @@ def pretrain(
         _save(vlm, best, out, ceiling, held_out_name, half)
         training.save_atomically(
             {
-                "settings": settings, "vlm": vlm.state_dict(), "optimizer": optimizer.state_dict(),
+                "settings": settings, "pictures": pictures, "vlm": vlm.state_dict(), "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(), "best": best, "epoch": epoch + 1,
             },
             state_file,
@@ -411,6 +412,12 @@ def _open(data: str | Path) -> tuple[list[Record], str, list[Record]]:
     """The train split, and the split that chooses the epoch: validation where there is one, else test."""
     held_out = "validation" if "validation" in list_splits(data) else "test"
     return open_split(data, "train"), held_out, open_split(data, held_out)
+
+
+def _digest(records: Sequence[Record]) -> str:
+    """Names pictures and captions, for telling data apart that lie in folders of one name."""
+    lines = [line for record in records for line in (record.key, *record.captions)]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _new_vlm(records: Sequence[Record], encoder: str, embed_dim: int, image_weights: str | None, settings: dict) -> VLM:

@@ -1,0 +1,503 @@
+"""Pretraining against loops written from the method, and runs that are interrupted, resumed, and given nonsense."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import reference
+import tiny
+import torch
+from torch import Tensor, nn
+
+from vlm_plugin import VLM, ConvEncoder, Features, InceptionEncoder, MatchingScoreBlock
+from vlm_plugin.data import BirdTruth, CaptionedImages, open_split
+from vlm_plugin.data.birds import read_caption
+from vlm_plugin.tools import pretrain as module
+from vlm_plugin.tools.pretrain import Evaluator, Pairs, collate_pairs, pretrain, pretraining_losses
+
+CPU = torch.device("cpu")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The losses
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Example:
+    """Five pictures with captions, the first three with swapped captions and positives. Not all pairs are negatives."""
+
+    def __init__(self) -> None:
+        dim = 4
+        self.image = reference.random_features([3, 2, 3, 3, 3], dim, seed=1)
+        self.caption = reference.random_features([2, 3, 1, 2, 2], dim, seed=2)
+        self.swapped = reference.random_features([2, 3, 1], dim, seed=3)
+        self.positive = reference.random_features([3, 3, 2], dim, seed=4)
+        self.true_captions = torch.eye(5, dtype=torch.bool)
+        for picture, caption in ((0, 1), (2, 0), (3, 4), (4, 3), (4, 0)):
+            self.true_captions[picture, caption] = True
+        self.same_group = torch.eye(3, dtype=torch.bool)
+        self.same_group[0, 2] = self.same_group[2, 0] = True
+        torch.manual_seed(0)
+        self.scorer = MatchingScoreBlock(dim, layers=1, heads=2).double()
+
+    def leaves(self) -> list[Tensor]:
+        sides = (self.image, self.caption, self.swapped, self.positive)
+        return [part.requires_grad_() for side in sides for part in (side.local, side.pooled)]
+
+
+def softmax_loss(scores: list[Tensor], own: int) -> Tensor:
+    return -(scores[own].exp() / sum(score.exp() for score in scores)).log()
+
+
+def caption_loss(example: Example, score: object, gamma: float, with_swapped: bool) -> Tensor:
+    """Picture -> captions (its swapped one among them) and caption -> pictures, without what is true."""
+    table = score(example.image, example.caption)
+    first = Features(*(part[:3] for part in example.image))
+    twins = score(first, example.swapped)
+    rows, columns = [], []
+    for i in range(5):
+        wrong = [j for j in range(5) if j != i and not example.true_captions[i, j]]
+        scores = [gamma * table[i, i], *(gamma * table[i, j] for j in wrong)]
+        if with_swapped and i < 3:
+            scores.append(gamma * twins[i, i])
+        rows.append(softmax_loss(scores, 0))
+        wrong = [k for k in range(5) if k != i and not example.true_captions[k, i]]
+        columns.append(softmax_loss([gamma * table[i, i], *(gamma * table[k, i] for k in wrong)], 0))
+    return (sum(rows) + sum(columns)) / 5
+
+
+def picture_loss(example: Example, score: object, gamma: float) -> Tensor:
+    table = score(Features(*(part[:3] for part in example.image)), example.positive)
+    return reference.posterior_loss(table, gamma, [0, 1, 0])
+
+
+def cross_entropy(logit: Tensor, target: float) -> Tensor:
+    share = 1 / (1 + (-logit).exp())
+    return -(target * share.log() + (1 - target) * (1 - share).log())
+
+
+def drawn(scores: Tensor, excluded: Tensor, generator: torch.Generator) -> list[int | None]:
+    """The columns that the same generator draws from weights computed one by one; None for rows without a negative."""
+    weights = torch.zeros(scores.shape, dtype=torch.float64)
+    for i in range(scores.shape[0]):
+        for j in range(scores.shape[1]):
+            if i != j and not excluded[i, j]:
+                weights[i, j] = (10 * (scores[i, j] - 1)).exp()
+    empty = weights.sum(1) == 0
+    weights[empty] = 1.0
+    columns = torch.multinomial(weights, 1, generator=generator).flatten().tolist()
+    return [None if e else c for e, c in zip(empty, columns, strict=True)]
+
+
+def scorer_loss(example: Example, anchor: Features, wrong: list[list[tuple[int, Features, int]]], kind: str) -> Tensor:
+    def logit(picture: int, anchors: Features, j: int) -> Tensor:
+        pair = [Features(*(part[k : k + 1] for part in side)) for side, k in ((example.image, picture), (anchors, j))]
+        return reference.matching_logits(example.scorer, *pair, kind)[0]
+
+    right = sum(cross_entropy(logit(i, anchor, i), 0.9) for i in range(3)) / 3
+    others = [sum(cross_entropy(logit(*pair), 0.1) for pair in group) / max(len(group), 1) for group in wrong]
+    return (right + sum(others) / len(others)) / 2
+
+
+def expected_losses(example: Example, seed: int, with_swapped: bool = True) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    first = Features(*(part[:3] for part in example.image))
+
+    def local(image: Features, anchor: Features) -> Tensor:
+        return reference.local_scores(image, anchor, 4.0, 5.0)
+
+    terms = {
+        "vlm_local": caption_loss(example, local, 50.0, with_swapped),
+        "vlm_global": caption_loss(example, reference.global_scores, 10.0, with_swapped),
+        "vvm_local": picture_loss(example, local, 50.0),
+        "vvm_global": picture_loss(example, reference.global_scores, 10.0),
+    }
+    columns = drawn(reference.global_scores(first, example.caption).detach(), example.true_captions[:3], generator)
+    wrong = [[(i, example.caption, j) for i, j in enumerate(columns) if j is not None]]
+    if with_swapped:
+        wrong.append([(i, example.swapped, i) for i in range(3)])
+    terms["vlm_general"] = scorer_loss(example, example.caption, wrong, "caption")
+    columns = drawn(reference.global_scores(first, example.positive).detach(), example.same_group, generator)
+    wrong = [[(i, example.positive, j) for i, j in enumerate(columns) if j is not None]]
+    terms["vvm_general"] = scorer_loss(example, example.positive, wrong, "image")
+    return terms
+
+
+def our_losses(example: Example, seed: int, with_swapped: bool = True, scorer: bool = True) -> module.Losses:
+    return pretraining_losses(
+        example.image,
+        example.caption,
+        example.swapped if with_swapped else None,
+        example.positive,
+        example.scorer if scorer else None,
+        example.true_captions,
+        example.same_group,
+        torch.Generator().manual_seed(seed),
+    )
+
+
+@pytest.mark.parametrize("with_swapped", [True, False])
+def test_losses_and_gradients_against_loops(with_swapped: bool) -> None:
+    example = Example()
+    leaves = example.leaves() + list(example.scorer.parameters())
+    expected = expected_losses(example, 11, with_swapped)
+    losses = our_losses(example, 11, with_swapped)
+    assert set(losses.terms) == set(expected)
+    for name, value in expected.items():
+        assert losses.terms[name].item() == pytest.approx(value.item(), rel=1e-6), name
+        assert not losses.terms[name].requires_grad
+    total = sum(expected.values())
+    assert losses.total.item() == pytest.approx(total.item(), rel=1e-6)
+    ours = torch.autograd.grad(losses.total, leaves, allow_unused=True)
+    theirs = torch.autograd.grad(total, leaves, allow_unused=True)
+    assert any(gradient is not None and gradient.abs().max() > 1e-3 for gradient in ours)
+    for a, b in zip(ours, theirs, strict=True):
+        a, b = (torch.zeros(()) if g is None else g for g in (a, b))
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8) if a.dim() else None
+        assert a.dim() or not b.any()
+
+
+def test_without_a_scorer_the_general_level_is_left_out() -> None:
+    example = Example()
+    with_scorer, without = our_losses(example, 3), our_losses(example, 3, scorer=False)
+    assert set(without.terms) == {"vlm_local", "vlm_global", "vvm_local", "vvm_global"}
+    for name, value in without.terms.items():
+        assert torch.equal(value, with_scorer.terms[name])
+
+
+def test_what_is_true_is_no_negative_wherever_it_moves() -> None:
+    """Caption 1 and picture 1 fit all others, so caption 1 competes nowhere; likewise positive 1 of the image pairs."""
+
+    def terms(caption: int | None, positive: int | None) -> dict[str, Tensor]:
+        example = Example()
+        example.true_captions[1, :] = example.true_captions[:, 1] = True
+        example.same_group = torch.eye(3, dtype=torch.bool)
+        example.same_group[1, :] = example.same_group[:, 1] = True
+        for features, row in ((example.caption, caption), (example.positive, positive)):
+            if row is not None:
+                features.local[row] = 3 * example.image.local[0]
+                features.pooled[row] = 3 * example.image.pooled[0]
+        return our_losses(example, 0, with_swapped=False, scorer=False).terms
+
+    before, moved, competing = terms(None, None), terms(1, 1), terms(2, 0)
+    for name in before:
+        assert torch.allclose(before[name], moved[name]), name
+        assert not torch.allclose(before[name], competing[name]), name
+    # Caption 0 is the own one of picture 0: at the same place it is right, elsewhere it would be wrong.
+    assert terms(0, 0)["vlm_global"] < before["vlm_global"] < competing["vlm_global"]
+
+
+def test_hard_negatives_are_never_excluded_ones() -> None:
+    torch.manual_seed(0)
+    scores = torch.rand(6, 6) * 2 - 1
+    excluded = torch.rand(6, 6) < 0.4
+    excluded.fill_diagonal_(False)  # ids made of captions differ between two views of one picture
+    excluded[4] = True
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(6, 6)
+    for _ in range(1500):
+        columns, valid = module._hard_negatives(scores, excluded, generator)
+        assert valid.tolist() == [True, True, True, True, False, True]
+        counts[torch.arange(6), columns] += 1
+    counts, forbidden = counts[valid], (excluded | torch.eye(6, dtype=torch.bool))[valid]
+    assert not counts[forbidden].any()
+    weights = (10 * scores[valid]).exp().masked_fill(forbidden, 0)
+    torch.testing.assert_close(counts / 1500, weights / weights.sum(1, keepdim=True), atol=0.05, rtol=0)
+
+
+def test_a_row_without_negatives_counts_nothing() -> None:
+    example = Example()
+    example.true_captions[:] = True
+    example.same_group[:] = True
+    losses = our_losses(example, 0, with_swapped=False)
+    for name in ("vlm_local", "vlm_global", "vvm_local", "vvm_global"):
+        assert losses.terms[name] == 0, name
+    right = example.scorer(module._rows(example.image, torch.arange(3)), example.positive, "image")
+    expected = sum(cross_entropy(logit, 0.9) for logit in right) / 3 / 2
+    assert losses.terms["vvm_general"].item() == pytest.approx(expected.item())
+    gradients = torch.autograd.grad(losses.total, list(example.scorer.parameters()), allow_unused=True)
+    assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
+
+
+def test_a_positive_under_another_id_is_not_its_own_negative() -> None:
+    """Without classes the ids come from captions, and two views of one picture may show two captions."""
+    example = Example()
+    example.same_group = torch.zeros(3, 3, dtype=torch.bool)
+    example.positive = Features(*(part[:3].clone() for part in example.image))  # by far the hardest candidates
+    for seed in range(20):
+        scores = module.global_scores(example.positive, example.positive)
+        columns, _ = module._hard_negatives(scores, example.same_group, torch.Generator().manual_seed(seed))
+        assert all(column != row for row, column in enumerate(columns.tolist()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data and evaluation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def pairs(truth: BirdTruth | None, classes: bool = True) -> Pairs:
+    records = open_split(tiny.birds(), "train")
+    if not classes:
+        records = [record._replace(class_id=None) for record in records]
+    return Pairs(CaptionedImages(records, 16, train=True), records, truth)
+
+
+def test_positives_share_every_attribute() -> None:
+    truth = BirdTruth(tiny.birds())
+    dataset = pairs(truth)
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        assert sample.first.index == index
+        assert sample.second.key != sample.first.key
+        assert truth.values(sample.second.key) == truth.values(sample.first.key)
+
+
+def test_without_attributes_positives_share_the_class() -> None:
+    dataset = pairs(None)
+    partners = {dataset[0].second.key for _ in range(40)}
+    assert len(partners) > 4
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        assert sample.second.key != sample.first.key
+        assert sample.second.class_id == sample.first.class_id
+
+
+def test_without_classes_the_positive_is_another_view() -> None:
+    first, second = dataset_sample = pairs(None, classes=False)[3]
+    assert first.key == second.key
+    images, positives = collate_pairs([dataset_sample])
+    assert not torch.equal(images.images, positives.images)
+
+
+def test_ceiling_against_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POOL", 6)
+    truth = BirdTruth(tiny.birds())
+    records = open_split(tiny.birds(), "train")[:22]
+    evaluator = Evaluator(records, 16, truth, CPU)
+    assert [len(pool) for pool in evaluator.pools] == [6, 6, 6]  # the rest of four would be an easier pool
+    chances = []
+    for batch in evaluator.batches:
+        said = [read_caption(caption) for caption in batch.captions]
+        shown = [truth.values(key) for key in batch.keys]
+        fits = [[all(values[n] == v for n, v in claims.items()) for claims in said] for values in shown]
+        for picture in range(6):
+            candidates = [c for c in range(6) if fits[picture][c]]
+            spread = {c: sum(fits[other][c] for other in range(6)) for c in candidates}
+            best = [c for c in candidates if spread[c] == min(spread.values())]
+            chances.append((picture in best) / len(best))
+    assert evaluator.ceiling() == pytest.approx(sum(chances) / len(chances))
+    assert evaluator.ceiling() < 1
+
+
+def test_ceiling_without_attributes_counts_equal_captions() -> None:
+    records = open_split(tiny.birds(), "test")[:4]
+    same = [record._replace(captions=("a bird",) if i < 3 else record.captions) for i, record in enumerate(records)]
+    assert Evaluator(records, 16, None, CPU).ceiling() == 1
+    assert Evaluator(same, 16, None, CPU).ceiling() == pytest.approx((3 * (1 / 3) + 1) / 4)
+
+
+def test_evaluation_against_loops() -> None:
+    """One pair at a time, so that no padding and no order of a batch plays a part."""
+    truth = BirdTruth(tiny.birds())
+    evaluator = Evaluator(open_split(tiny.birds(), "test"), tiny.SIZE, truth, CPU)
+    vlm = tiny.build_matcher().train()
+    results = evaluator(vlm)
+    assert not vlm.training
+    (batch,), (swapped,) = evaluator.batches, evaluator.swapped
+    scores = {
+        "local": lambda image, anchor: float(module.local_scores(image, anchor, 4.0, 5.0)),
+        "global": lambda image, anchor: float(module.global_scores(image, anchor)),
+        "general": lambda image, anchor: float(vlm.scorer(image, anchor, "caption")),
+    }
+    hits = dict.fromkeys(("local_r1", "global_r1", "local_swapped", "global_swapped", "general_swapped"), 0)
+    with torch.no_grad():
+        captions, twins = ([vlm.encode_text([c]) for c in texts] for texts in (batch.captions, swapped))
+        for i, caption in enumerate(captions):
+            assert sum(a != b for a, b in zip(batch.captions[i].split(), swapped[i].split(), strict=True)) == 1
+            image = vlm.encode_image(batch.images[i : i + 1])
+            for name, score in scores.items():
+                hits[f"{name}_swapped"] += score(image, caption) > score(image, twins[i])
+            for name in ("local", "global"):
+                hits[f"{name}_r1"] += scores[name](image, caption) == max(scores[name](image, c) for c in captions)
+    assert results == pytest.approx({name: count / 20 for name, count in hits.items()})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole runs
+# ---------------------------------------------------------------------------------------------------------------------
+
+# 40 birds in batches of 13: three steps an epoch, nine in all.
+RUN = {"epochs": 3, "batch": 13, "embed_dim": 8, "image_size": 32, "device": "cpu", "precision": "float32"}
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small encoder at a sixteenth of its width."""
+    monkeypatch.setattr(module, "build_image_encoder", lambda name, embed_dim: ConvEncoder(embed_dim, width=2))
+
+
+def break_in_epoch(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluation that ends this epoch fails; the ones before it work."""
+    original, calls = Evaluator.__call__, []
+
+    def evaluate(self: Evaluator, vlm: VLM) -> dict[str, float]:
+        calls.append(None)
+        if len(calls) == number:
+            raise RuntimeError("interrupted")
+        return original(self, vlm)
+
+    monkeypatch.setattr(Evaluator, "__call__", evaluate)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pretrain(tiny.birds(), tmp_path / "new" / "whole.vlm.pt", **RUN)
+    printed = capsys.readouterr().out
+    assert "epoch 3/3  validation: R@1 of 20 local" in printed
+    assert "true over swapped: local" in printed
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["whole.vlm.pt"]
+
+    out = tmp_path / "cut.vlm.pt"
+    with monkeypatch.context() as patch:
+        break_in_epoch(2, patch)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            pretrain(tiny.birds(), out, **RUN)
+    assert VLM.load(out).notes["held_out"]["split"] == "validation"  # epoch 1's matcher is there to use
+    torch.manual_seed(77)  # whatever happened in between
+    resumed = pretrain(tiny.birds(), out, **RUN)
+    printed = capsys.readouterr().out
+    assert "resuming after epoch 1 of 3" in printed
+    assert not out.with_name(out.name + ".state").exists()
+    assert resumed.fingerprint == whole.fingerprint
+    assert resumed.notes == whole.notes
+    assert resumed.scorer.encoder_fingerprints == whole.scorer.encoder_fingerprints
+    assert set(whole.notes["held_out"]) >= {"split", "ceiling_r1", "local_r1", "global_r1", "general_swapped"}
+    assert whole.notes["pretraining"]["batch"] == 13
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_kill_between_matcher_and_state_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**RUN, "epochs": 1}
+    whole = pretrain(tiny.birds(), tmp_path / "whole.vlm.pt", **options)
+    out = tmp_path / "cut.vlm.pt"
+    original = module.training.save_atomically
+
+    def die(content: object, path: Path) -> None:
+        original(content, path)
+        raise KeyboardInterrupt
+
+    for step in ("save_atomically", None):
+        with monkeypatch.context() as patch:
+            if step:
+                patch.setattr(module.training, step, die)
+                with pytest.raises(KeyboardInterrupt):
+                    pretrain(tiny.birds(), out, **options)
+            else:
+                # All epochs are done: what is there is the result.
+                assert pretrain(tiny.birds(), out, **options).fingerprint == whole.fingerprint
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_leftover_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "a.vlm.pt"
+    with monkeypatch.context() as patch:
+        break_in_epoch(2, patch)
+        with pytest.raises(RuntimeError):
+            pretrain(tiny.birds(), out, **RUN)
+    with pytest.raises(ValueError, match=r"a\.vlm\.pt\.state: .*batch: 13 there, 12 here.*delete the file"):
+        pretrain(tiny.birds(), out, **{**RUN, "batch": 12})
+    with pytest.raises(ValueError, match="epochs: 3 there, 2 here, learning_rate: 0.001 there, 0.01 here"):
+        pretrain(tiny.birds(), out, **{**RUN, "epochs": 2, "learning_rate": 0.01})
+    # Another folder of the same name, with another caption in it.
+    other = tmp_path / "elsewhere" / "birds"
+    shutil.copytree(tiny.birds(), other)
+    key = open_split(other, "train")[0].key
+    (other / "text" / f"{key}.txt").write_text("this bird has a red crown and blue wings.\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.vlm\.pt\.state: an unfinished run on other data"):
+        pretrain(other, out, **RUN)
+
+
+def without_truth(root: Path) -> Path:
+    """CUB's layout and nothing more: no attributes, no validation split."""
+    for file in ("attributes.json", "birds.json"):
+        (root / file).unlink()
+    shutil.rmtree(root / "validation")
+    return root
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("classes", [True, False])
+def test_pictures_that_are_no_birds(tmp_path: Path, classes: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    data = without_truth(Path(shutil.copytree(tiny.birds(), tmp_path / "pictures")))
+    if not classes:
+        for split in ("train", "test"):
+            (data / split / "class_info.pickle").unlink()
+    vlm = pretrain(data, tmp_path / "m.vlm.pt", **{**RUN, "epochs": 1}, half=True)
+    assert "test: R@1 of 20" in capsys.readouterr().out
+    assert vlm.notes["held_out"]["split"] == "test"
+    assert set(vlm.notes["held_out"]) == {"split", "ceiling_r1", "local_r1", "global_r1"}
+    assert VLM.load(tmp_path / "m.vlm.pt").fingerprint == vlm.fingerprint
+    # float16 in the file, and the scorer's fingerprints are those of what the file holds.
+    assert vlm.scorer.encoder_fingerprints == vlm._encoder_fingerprints()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": "resnet"}, r"encoder: expected one of \['conv', 'inception'\], got 'resnet'"),
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+        ({"batch": 1}, "batch: expected at least 2, got 1"),
+        ({"image_weights": "imagenet"}, "image_weights: only the inception encoder takes any, got 'imagenet' for conv"),
+        ({"device": "tpu"}, "--device tpu"),
+        ({"precision": "float16"}, "precision: expected auto, float32 or bfloat16"),
+        ({"embed_dim": 6}, "heads: expected a divisor of embed_dim"),
+        ({"out": "."}, "out: expected a file to write, got the folder"),
+        ({"data": "nowhere"}, "nowhere: expected a data folder"),
+    ],
+)
+def test_nonsense_is_refused_by_name(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    options = {"data": tiny.birds(), "out": tmp_path / "m.vlm.pt", **RUN, **changes}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        pretrain(**options)
+    assert not list(tmp_path.glob("*.vlm.pt*"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inception
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_one_step_with_inception() -> None:
+    records = open_split(tiny.birds(), "train")
+    vlm = module._new_vlm(records, "inception", 8, None, {"encoder": "inception"})
+    assert isinstance(vlm.image_encoder, InceptionEncoder)
+    assert vlm.notes == {"pretraining": {"encoder": "inception"}}
+    module._train_mode(vlm, frozen_trunk=False)
+    dataset = pairs(None)
+    first, second = collate_pairs([dataset[0], dataset[15]])
+    losses = module._step_losses(vlm, first, second, None, CPU, torch.float32, 0)
+    losses.total.backward()
+    assert losses.total.isfinite()
+    assert vlm.image_encoder.Conv2d_1a_3x3.conv.weight.grad.abs().max() > 0
+
+
+def test_a_pretrained_trunk_stays_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def build(name: str, embed_dim: int, weights: str | None = None) -> nn.Module:
+        asked.append((name, weights))
+        return InceptionEncoder(embed_dim)
+
+    monkeypatch.setattr(module, "build_image_encoder", build)
+    vlm = module._new_vlm(open_split(tiny.birds(), "train"), "inception", 8, "imagenet", {})
+    assert asked == [("inception", "imagenet")]
+    moving = {name for name, parameter in vlm.image_encoder.named_parameters() if parameter.requires_grad}
+    assert moving == {"emb_features.weight", "emb_cnn_code.weight", "emb_cnn_code.bias"}
+    assert all(parameter.requires_grad for parameter in vlm.text_encoder.parameters())
+    module._train_mode(vlm, frozen_trunk=True)
+    assert vlm.text_encoder.training
+    assert not vlm.image_encoder.Conv2d_1a_3x3.bn.training
