@@ -14,6 +14,7 @@ from baselines.dfgan.losses import discriminator_loss, discriminator_terms, gene
 from baselines.dfgan.networks import ConditionalHead, Discriminator, Generator
 from vlm_plugin import DualVLMLoss, Features, distributed
 from vlm_plugin.data.dataset import Batch
+from vlm_plugin.matching import unit
 from vlm_plugin.model import read_checkpoint
 from vlm_plugin.tools import training
 
@@ -33,10 +34,13 @@ class DFGAN:
     def __init__(self, settings: EasyDict, cond_dim: int, device: torch.device, dtype: torch.dtype) -> None:
         nf, size = settings.nf, settings.image_size
         self.z_dim, self.device, self.dtype = settings.z_dim, device, dtype
+        self.normalise_sentence = settings.normalise_sentence
         self.ema, self.seed = settings.ema, int(torch.initial_seed() % 2**31)
         self.generator = self._place(Generator(nf, self.z_dim, cond_dim, size))
         self.discriminator = self._place(Discriminator(nf, size))
         self.head = self._place(ConditionalHead(nf, cond_dim))
+        for block in self.discriminator.DBlocks:
+            nn.init.constant_(block.gamma, settings.residual_start)
         self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
         betas = tuple(settings.adam_betas)
         self.judges = [p for n in (self.discriminator, self.head) for p in n.parameters() if p.requires_grad]
@@ -58,7 +62,7 @@ class DFGAN:
         Returns:
             Detached scalars by name.
         """
-        sentence = text.pooled.detach()
+        sentence = self._condition(text)
         noise = training.noise((len(sentence), self.z_dim), self.device, self.seed, step, distributed.rank())
         with training.autocast(self.device, self.dtype):
             fake = self.generator(noise, sentence)
@@ -89,7 +93,12 @@ class DFGAN:
     @torch.no_grad()
     def sample(self, noise: Tensor, text: Features) -> Tensor:
         """`(B, 3, S, S)` pictures in [-1, 1] of the averaged generator."""
-        return self.average(noise, text.pooled)
+        return self.average(noise, self._condition(text))
+
+    def _condition(self, text: Features) -> Tensor:
+        """The sentence vectors that condition the networks, at the scale that the settings ask for."""
+        sentence = text.pooled.detach()
+        return unit(sentence) * sentence.shape[1] ** 0.5 if self.normalise_sentence else sentence
 
     def _parts(self) -> dict[str, Any]:
         names = ("generator", "discriminator", "head", "average", "generator_adam", "discriminator_adam")

@@ -185,8 +185,6 @@ def test_what_is_true_is_no_negative_wherever_it_moves() -> None:
     for name in before:
         assert torch.allclose(before[name], moved[name]), name
         assert not torch.allclose(before[name], competing[name]), name
-    # Caption 0 is the own one of picture 0: at the same place it is right, elsewhere it would be wrong.
-    assert terms(0, 0)["vlm_global"] < before["vlm_global"] < competing["vlm_global"]
 
 
 def test_hard_negatives_are_never_excluded_ones() -> None:
@@ -410,7 +408,7 @@ def test_a_leftover_state_of_another_run_is_refused(tmp_path: Path, monkeypatch:
             pretrain(tiny.birds(), out, **RUN)
     with pytest.raises(ValueError, match=r"a\.vlm\.pt\.state: .*batch: 13 there, 12 here.*delete the file"):
         pretrain(tiny.birds(), out, **{**RUN, "batch": 12})
-    with pytest.raises(ValueError, match="epochs: 3 there, 2 here, learning_rate: 0.001 there, 0.01 here"):
+    with pytest.raises(ValueError, match=r"epochs: 3 there, 2 here, learning_rate: 0\.001 there, 0\.01 here"):
         pretrain(tiny.birds(), out, **{**RUN, "epochs": 2, "learning_rate": 0.01})
     # Another folder of the same name, with another caption in it.
     other = tmp_path / "elsewhere" / "birds"

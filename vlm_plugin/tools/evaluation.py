@@ -15,6 +15,12 @@ from vlm_plugin.tools.judge import Judge, attribute_accuracy
 
 CANDIDATES = 100
 _CHUNK = 100
+_NAMES = {
+    "attribute_accuracy": "attribute accuracy",
+    "r_precision": "R-precision",
+    "vlms": "VLMS",
+    "frechet_distance": "Frechet distance",
+}
 
 
 def r_precision(
@@ -64,7 +70,8 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
         def forward(self, features: Tensor) -> Tensor:
             return features
 
-    metric = FrechetInceptionDistance(feature=Given())
+    # One process computes the table: to sync would wait for the others for ever.
+    metric = FrechetInceptionDistance(feature=Given(), sync_on_compute=False)
     metric.update(real.cpu(), real=True)
     metric.update(fake.cpu(), real=False)
     return float(metric.compute())
@@ -143,7 +150,7 @@ class Table:
         network = "judge" if self.judge is not None else matcher
         known = {
             "attribute_accuracy": "share of the attributes named by the caption that the judge finds, higher is better",
-            "r_precision": f"own caption first of {CANDIDATES}, by {matcher}, higher is better",
+            "r_precision": f"own caption first of {min(CANDIDATES, len(self.captions))}, by {matcher}, higher is better",
             "vlms": f"mean score of picture and caption, by {matcher}, higher is better",
             "frechet_distance": f"Frechet distance on features (not an FID) of the {network}, lower is better",
         }
@@ -157,11 +164,7 @@ class Table:
         columns = self._columns()
         by_matcher = ("r_precision", "vlms", *(() if self.judge is not None else ("frechet_distance",)))
         star = {c: "*" if self.circular and c in by_matcher else "" for c in columns}
-        names = [
-            c.replace("_", " ").replace("vlms", "VLMS").replace("r prec", "R-prec").replace("frechet", "Frechet")
-            + star[c]
-            for c in columns
-        ]
+        names = [_NAMES[c] + star[c] for c in columns]
         lines = ["| pictures | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(columns)]
         for name, row in self.rows.items():
             cells = [f"{row[c]:.1f}" if c == "frechet_distance" else f"{row[c]:.3f}" for c in columns]

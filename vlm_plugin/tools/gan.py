@@ -102,7 +102,7 @@ def read_config(path: Path, known: Path) -> EasyDict:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not readable as YAML: {error}") from None
+        raise ValueError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     _check_keys(content, yaml.safe_load(known.read_text(encoding="utf-8")), path, "")
     return EasyDict(content)
 

@@ -152,7 +152,7 @@ def train_judge(
         optimizer.step()
         schedule.step()
         if step % 20 == 0:
-            bar.set_postfix(loss=f"{float(loss):.3f}")
+            bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
     judge.accuracy = _accuracy(judge, open_split(data, "test"), truth, place)
     judge.save(out, {"data": Path(data).name, "epochs": epochs, "batch": batch, "seed": seed})
     return judge

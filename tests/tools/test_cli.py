@@ -1,0 +1,155 @@
+"""The command line, as a user types it: what works, and what a slip of the fingers gets."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from vlm_plugin import VLM, ConvEncoder, __version__
+from vlm_plugin.data import make_birds, open_split
+from vlm_plugin.tools import judge, pretrain
+from vlm_plugin.tools.cli import COMMANDS, main
+from vlm_plugin.tools.judge import Judge
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks at a fraction of their width."""
+    monkeypatch.setattr(pretrain, "build_image_encoder", lambda name, embed_dim: ConvEncoder(embed_dim, width=2))
+    monkeypatch.setattr(judge, "Judge", lambda: Judge(width=2))
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def test_data_synthetic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "birds"
+    words = ("data", "synthetic", folder, "--train", 12, "--validation", 0, "--test", 3, "--size", 16, "--seed", 4)
+    assert run(*words) == 0
+    printed = capsys.readouterr().out
+    assert "15 synthetic birds of 16 x 16 pixels, seed 4" in printed
+    assert "12 pictures, 2 classes, 120 captions" in printed
+    assert "no pictures" in printed
+    assert (folder / "contact_sheet.png").is_file()
+    assert len(open_split(folder, "train")) == 12
+    # Again: nothing to do. With other numbers: refused, by the folder's name.
+    assert run(*words) == 0
+    capsys.readouterr()
+    assert run("data", "synthetic", folder, "--train", 13) == 2
+    assert str(folder) in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("narrow")
+def test_pretrain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "m.vlm.pt"
+    words = ("pretrain", "--data", tiny.birds(), "--out", out, "--epochs", 1, "--batch", 20, "--embed-dim", 8)
+    assert run(*words, "--image-size", 32, "--device", "cpu", "--half") == 0
+    printed = capsys.readouterr().out
+    assert "epoch 1/1  validation: R@1 of 20" in printed
+    assert f"wrote {out}" in printed
+    notes = VLM.load(out).notes["pretraining"]
+    assert (notes["data"], notes["epochs"], notes["batch"], notes["image_size"]) == ("birds", 1, 20, 32)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "judge.pt"
+    assert run("judge", "--data", tiny.birds(), "--out", out, "--epochs", 1, "--batch", 20, "--device", "cpu") == 0
+    printed = capsys.readouterr().out
+    assert "bill_length" in printed
+    assert f"wrote {out}" in printed
+    assert 0 <= Judge.load(out).accuracy["crown"] <= 1
+
+
+def one_line(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """What a refused command says: one line on stderr and exit status 2."""
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith(f"vlm-plugin {words[0]}: ")
+    return error
+
+
+def test_bad_input_is_one_line_that_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere, other, file = tmp_path / "nowhere", tmp_path / "other", tmp_path / "file"
+    other.mkdir()
+    (other / "notes.txt").write_text("no data")
+    file.write_text("no folder")
+    out = tmp_path / "x.pt"
+    for command in ("pretrain", "judge"):
+        assert str(nowhere) in one_line(capsys, command, "--data", nowhere, "--out", out)
+        assert str(other) in one_line(capsys, command, "--data", other, "--out", out)
+        assert str(file) in one_line(capsys, command, "--data", file, "--out", out)
+        assert str(other) in one_line(capsys, command, "--data", tiny.birds(), "--out", other)
+        assert str(file) in one_line(capsys, command, "--data", tiny.birds(), "--out", file / "x.pt")
+        assert "--device gpu" in one_line(capsys, command, "--data", tiny.birds(), "--out", out, "--device", "gpu")
+        assert "epochs" in one_line(capsys, command, "--data", tiny.birds(), "--out", out, "--epochs", "0")
+    assert str(other) in one_line(capsys, "data", "synthetic", other, "--train", 1)
+    assert str(file) in one_line(capsys, "data", "synthetic", file)
+    assert "size" in one_line(capsys, "data", "synthetic", nowhere, "--size", 4)
+    assert "got -1" in one_line(capsys, "data", "synthetic", nowhere, "--train", -1)
+    assert "at least one picture" in one_line(
+        capsys, "data", "synthetic", nowhere, "--train", 0, "--validation", 0, "--test", 0
+    )
+    assert not out.exists()
+    assert not nowhere.exists()
+
+
+def test_a_missing_picture_or_caption_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_birds(tmp_path / "birds", 10, 0, 10, 16)
+    key = open_split(data, "test")[3].key
+    words = ("pretrain", "--data", data, "--out", tmp_path / "m.pt", "--epochs", 1, "--image-size", 16)
+    (data / "validation" / "filenames.pickle").unlink()
+    picture, text = data / f"CUB_200_2011/images/{key}.jpg", data / f"text/{key}.txt"
+    picture.write_bytes(b"no picture")
+    assert str(picture) in one_line(capsys, *words)
+    picture.unlink()
+    assert str(picture) in one_line(capsys, *words)
+    text.unlink()
+    assert str(text) in one_line(capsys, *words)
+    (data / "test" / "filenames.pickle").write_bytes(b"no pickle")
+    assert "filenames.pickle" in one_line(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (), ("train",), ("data",), ("data", "synthetic"), ("pretrain",), ("judge", "--data", "x"),
+        ("pretrain", "--data", "x", "--out", "y", "--encoder", "vgg"),
+        ("pretrain", "--data", "x", "--out", "y", "--epochs", "many"),
+    ],
+)  # fmt: skip
+def test_incomplete_commands_show_the_usage(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "usage: vlm-plugin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS), ("data", "synthetic")])
+def test_help_of_everything(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "usage: vlm-plugin" in printed
+    if not words:
+        assert all(name in printed for name in COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_python_m_vlm_plugin() -> None:
+    command = [sys.executable, "-m", "vlm_plugin", "judge", "--data", "nowhere", "--out", "x"]
+    refused = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("vlm-plugin judge: nowhere")
