@@ -148,9 +148,10 @@ class Table:
         mark = " (circular: this matcher trained the generator)" if self.circular else ""
         matcher = f"matcher {self.matcher.fingerprint}{mark}"
         network = "judge" if self.judge is not None else matcher
+        candidates = min(CANDIDATES, len(self.captions))
         known = {
             "attribute_accuracy": "share of the attributes named by the caption that the judge finds, higher is better",
-            "r_precision": f"own caption first of {min(CANDIDATES, len(self.captions))}, by {matcher}, higher is better",
+            "r_precision": f"own caption first of {candidates}, by {matcher}, higher is better",
             "vlms": f"mean score of picture and caption, by {matcher}, higher is better",
             "frechet_distance": f"Frechet distance on features (not an FID) of the {network}, lower is better",
         }

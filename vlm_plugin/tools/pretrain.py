@@ -226,8 +226,8 @@ class Evaluator:
     def ceiling(self) -> float:
         """The R@1 of a matcher that knows the truth.
 
-        Several captions of a pool can be true of one picture. The one that is true of the fewest others is the likeliest
-        to be its own, so the matcher takes that one, and one of several at random where they tie. Source: ours.
+        Several captions of a pool can be true of one picture. The one that is true of the fewest others is the
+        likeliest to be its own, so the matcher takes that one, and one at random where several tie. Source: ours.
         """
         hits = []
         for batch in self.batches:
@@ -399,8 +399,9 @@ def pretrain(
         _save(vlm, best, out, ceiling, held_out_name, half)
         training.save_atomically(
             {
-                "settings": settings, "pictures": pictures, "vlm": vlm.state_dict(), "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(), "best": best, "epoch": epoch + 1,
+                "settings": settings, "pictures": pictures, "vlm": vlm.state_dict(),
+                "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+                "best": best, "epoch": epoch + 1,
             },
             state_file,
         )  # fmt: skip
