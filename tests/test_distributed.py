@@ -142,7 +142,7 @@ def work(rank, folder):
         torch.set_num_threads(1)
         dist.init_process_group(
             "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS,
-            timeout=datetime.timedelta(seconds=60),
+            timeout=datetime.timedelta(seconds=120),
         )  # fmt: skip
         found = {}
         generator = DistributedDataParallel(make_generator())
@@ -186,7 +186,7 @@ def found(tmp_path_factory):
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     for process in processes:
         process.join(max(deadline - time.monotonic(), 0))
     hanging = [process for process in processes if process.is_alive()]

@@ -160,25 +160,26 @@ def test_parts_of_other_widths():
 
 
 def test_a_bare_name_is_looked_up_among_the_packaged_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "ASSETS", tmp_path)
-    monkeypatch.chdir(tmp_path.parent)
+    """A path is taken as it is; a bare name may be a packaged file; a miss lists what is packaged."""
+    assets, here = tmp_path / "assets", tmp_path / "here"
+    assets.mkdir()
+    here.mkdir()
+    monkeypatch.setattr(model, "ASSETS", assets)
+    monkeypatch.chdir(here)
     with pytest.raises(FileNotFoundError, match=r"birds.vlm.pt: no such file \(packaged matchers: none\)"):
         VLM.load("birds.vlm.pt")
-    vlm = make_vlm()
-    vlm.save(tmp_path / "birds.vlm.pt")
-    make_vlm(1).save(tmp_path / "another.vlm.pt")
-    (tmp_path / "birds.judge.pt").write_bytes(b"no matcher")
+    vlm, other = make_vlm(), make_vlm(1)
+    vlm.save(assets / "birds.vlm.pt")
+    other.save(assets / "another.vlm.pt")
+    (assets / "birds.judge.pt").write_bytes(b"no matcher")
     assert VLM.load("birds.vlm.pt").fingerprint == vlm.fingerprint
     message = r"fish.vlm.pt: no such file \(packaged matchers: another.vlm.pt, birds.vlm.pt\)"
     with pytest.raises(FileNotFoundError, match=message):
         VLM.load("fish.vlm.pt")
     with pytest.raises(FileNotFoundError, match=r"runs.birds.vlm.pt: no such file"):
-        VLM.load("runs/birds.vlm.pt")  # a path is no bare name
-    # a file in the working directory comes first
-    other = make_vlm(2)
-    other.save(tmp_path.parent / "birds.vlm.pt")
-    assert VLM.load("birds.vlm.pt").fingerprint == other.fingerprint
-    os.remove(tmp_path.parent / "birds.vlm.pt")
+        VLM.load("runs/birds.vlm.pt")
+    other.save("birds.vlm.pt")
+    assert VLM.load("birds.vlm.pt").fingerprint == other.fingerprint, "the working directory comes first"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -353,7 +354,11 @@ def break_in_epoch(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The file has the best epoch's weights; those of the last epoch are in the state, which goes when a run is done.
+    states, save = [], module.training.save_atomically
+    monkeypatch.setattr(module.training, "save_atomically", lambda c, p: (states.append(copy.deepcopy(c)), save(c, p)))
     whole = pretrain(tiny.birds(), tmp_path / "new" / "whole.vlm.pt", **RUN)
+    last = states[-1]
     printed = capsys.readouterr().out
     assert "epoch 3/3  validation: R@1 of 20 local" in printed
     assert "true over swapped: local" in printed
@@ -372,6 +377,10 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     assert not out.with_name(out.name + ".state").exists()
     assert resumed.fingerprint == whole.fingerprint
     assert resumed.notes == whole.notes
+    assert states[-1]["epoch"] == last["epoch"] == 3
+    for name, value in last["vlm"].items():
+        assert torch.equal(value, states[-1]["vlm"][name]), name
+    assert states[-1]["schedule"] == last["schedule"]
     assert resumed.scorer.encoder_fingerprints == whole.scorer.encoder_fingerprints
     assert set(whole.notes["held_out"]) >= {"split", "ceiling_r1", "local_r1", "global_r1", "general_swapped"}
     assert whole.notes["pretraining"]["batch"] == 13
