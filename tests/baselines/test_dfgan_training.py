@@ -353,27 +353,27 @@ def refused(*words: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "start", "end"),
     [
-        ("nff: 3", "unknown setting nff; did you mean nf?"),
-        ("lamda_vlm: 3", "unknown setting lamda_vlm; did you mean "),
-        ("vlm: {lamda_vlm: 3}", "unknown setting vlm.lamda_vlm; did you mean vlm.lambda_vlm?"),
-        ("vlm: 3", "expected a mapping under vlm, got 3"),
-        ("generator_lr: 1e-4", "generator_lr: expected a value like 0.0001, got '1e-4' (in YAML 1.0e-4 is a number"),
-        ("steps: many", "steps: expected a value like 600, got 'many'"),
-        ("nf: true", "nf: expected a value like 16, got True"),
-        ("adam_betas: [0.5]", "adam_betas: expected a value like [0.0, 0.9], got [0.5]"),
-        ("vlm: {augment: 1}", "vlm.augment: expected a value like True, got 1"),
-        ("image_size: 48", "image_size must be a power of two"),
-        ("precision: half", "precision: expected auto, float32 or bfloat16, got 'half'"),
-        ("batch: 1", "batch: expected at least 2, got 1"),
-        ("log_every: 0", "log_every: expected at least 1, got 0"),
-        ("evaluated: 1", "evaluated: expected at least 2, got 1"),
-        ("vlm: {terms: [vlm_loud]}", "terms: expected names of"),
-        ("vlm: {terms: []}", "terms: expected at least one of"),
+        ("nff: 3", "unknown setting nff; did you mean nf?", ""),
+        ("lamda_vlm: 3", "unknown setting lamda_vlm; did you mean ", ""),
+        ("vlm: {lamda_vlm: 3}", "unknown setting vlm.lamda_vlm; did you mean vlm.lambda_vlm?", ""),
+        ("vlm: 3", "expected a mapping under vlm, got 3", ""),
+        ("generator_lr: 1e-4", "generator_lr: expected a value like ", ", got '1e-4' (in YAML 1.0e-4 is a number"),
+        ("steps: many", "steps: expected a value like ", ", got 'many'"),
+        ("nf: true", "nf: expected a value like ", ", got True"),
+        ("adam_betas: [0.5]", "adam_betas: expected a value like ", ", got [0.5]"),
+        ("vlm: {augment: 1}", "vlm.augment: expected a value like ", ", got 1"),
+        ("image_size: 48", "image_size must be a power of two", ""),
+        ("precision: half", "precision: expected auto, float32 or bfloat16, got 'half'", ""),
+        ("batch: 1", "batch: expected at least 2, got 1", ""),
+        ("log_every: 0", "log_every: expected at least 1, got 0", ""),
+        ("evaluated: 1", "evaluated: expected at least 2, got 1", ""),
+        ("vlm: {terms: [vlm_loud]}", "terms: expected names of", ""),
+        ("vlm: {terms: []}", "terms: expected at least one of", ""),
     ],
 )
-def test_settings_that_make_no_sense(tmp_path: Path, text: str, message: str) -> None:
+def test_settings_that_make_no_sense(tmp_path: Path, text: str, start: str, end: str) -> None:
     cfg = tiny.config(tmp_path / "tiny.yml")
     settings, changes = yaml.safe_load(cfg.read_text(encoding="utf-8")), yaml.safe_load(text)
     part = changes.pop("vlm", {})
@@ -383,7 +383,8 @@ def test_settings_that_make_no_sense(tmp_path: Path, text: str, message: str) ->
         settings["vlm"] = part
     cfg.write_text(yaml.safe_dump(settings | changes), encoding="utf-8")
     found = refused("--cfg", cfg, "--data", tiny.birds(), "--vlm", tiny.matcher(), "--out", tmp_path / "runs")
-    assert message in found
+    assert start in found
+    assert end in found
     assert not (tmp_path / "runs").exists()
 
 

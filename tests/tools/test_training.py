@@ -116,8 +116,7 @@ def test_two_ranks_share_each_global_batch(images: CaptionedImages, monkeypatch:
         assert torch.equal(batch.images, torch.cat([left.images, right.images]))
 
 
-def test_randomness_outside_torch_is_the_dataset_s_own_fault(images: CaptionedImages) -> None:
-    """The stream promises purity for torch's randomness; whoever draws from it inside a sample is seeded."""
+def test_what_a_sample_draws_from_torch_depends_on_its_position() -> None:
 
     class Draws(Dataset):
         def __len__(self) -> int:
