@@ -820,6 +820,8 @@ def _write_set(
     lines = [f"{number} 0.0 0.0 {float(size)} {float(size)}\n" for number in range(1, len(birds) + 1)]
     (root / "CUB_200_2011/bounding_boxes.txt").write_text("".join(lines), encoding="utf-8", newline="\n")
     for split, plan in plans.items():
+        if not plan:
+            continue
         (root / split).mkdir()
         _write_pickle(root / split / "filenames.pickle", [bird.key for bird in plan])
         _write_pickle(root / split / "class_info.pickle", [bird.class_id for bird in plan])

@@ -26,7 +26,7 @@ from vlm_plugin.tools.evaluation import Table
 from vlm_plugin.tools.judge import Judge
 
 # What the main job draws when no data is given; the packaged files were made from more birds of the same kind.
-BIRDS = {"train": 2000, "validation": 0, "test": 1000, "size": 64, "seed": 0}
+BIRDS = {"train": 2000, "validation": 200, "test": 1000, "size": 64, "seed": 0}
 BIRDS_FOLDER = Path("data/birds")
 PACKAGED_MATCHER = "birds.vlm.pt"
 _SHOWN, _PER_CAPTION = 8, 4

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm_plugin.data import CaptionedImages, collate, find_truth, open_split
+from vlm_plugin.data import BirdTruth, CaptionedImages, Record, collate, find_truth, open_split
 from vlm_plugin.data.birds import ATTRIBUTES, said_by
 from vlm_plugin.model import ASSETS, read_checkpoint
 from vlm_plugin.tools import training
@@ -153,7 +153,7 @@ def train_judge(
         schedule.step()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
-    judge.accuracy = _accuracy(judge, open_split(data, "test"), truth, place)
+    judge.accuracy = held_out_accuracy(judge, open_split(data, "test"), truth, place)
     judge.save(out, {"data": Path(data).name, "epochs": epochs, "batch": batch, "seed": seed})
     return judge
 
@@ -172,7 +172,10 @@ def _roughened(images: Tensor, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def _accuracy(judge: Judge, records: Sequence, truth: object, device: torch.device) -> dict[str, float]:
+def held_out_accuracy(
+    judge: Judge, records: Sequence[Record], truth: BirdTruth, device: torch.device
+) -> dict[str, float]:
+    """Attribute -> share of the pictures in which the judge finds its true value."""
     judge.eval()
     images = CaptionedImages(records, 64, train=False)
     right = []

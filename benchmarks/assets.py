@@ -1,0 +1,32 @@
+"""`python benchmarks/assets.py`: what the packaged matcher and judge are worth on 1,000 freshly drawn test birds."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from vlm_plugin import VLM
+from vlm_plugin.data import BirdTruth, make_birds, open_split
+from vlm_plugin.tools.judge import Judge, held_out_accuracy
+from vlm_plugin.tools.pretrain import Evaluator
+
+
+def main() -> None:
+    """Draw, measure, print."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = make_birds(Path(folder) / "birds", 0, 0, 1000)
+        records, truth = open_split(root, "test"), BirdTruth(root)
+        evaluate = Evaluator(records, 64, truth, torch.device("cpu"))
+        results = evaluate(VLM.load("birds.vlm.pt"))
+        accuracy = held_out_accuracy(Judge.load(), records, truth, torch.device("cpu"))
+    for name, value in {**results, "ceiling_r1": evaluate.ceiling()}.items():
+        print(f"matcher  {name:16s} {value:.3f}")
+    for name, value in accuracy.items():
+        print(f"judge    {name:16s} {value:.3f}")
+
+
+if __name__ == "__main__":
+    main()
