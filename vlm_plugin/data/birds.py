@@ -790,7 +790,8 @@ def _already_made(root: Path, arguments: Mapping[str, int]) -> bool:
     if found != dict(arguments):
         raise ValueError(f"{root}: expected the birds made with {dict(arguments)}, got those made with {found}")
     files = [root / f"CUB_200_2011/images/{key}.jpg" for key in keys] + [root / f"text/{key}.txt" for key in keys]
-    files += [root / split / name for split in SPLITS for name in ("filenames.pickle", "class_info.pickle")]
+    splits = [split for split in SPLITS if arguments[split]]
+    files += [root / split / name for split in splits for name in ("filenames.pickle", "class_info.pickle")]
     files += [root / "CUB_200_2011" / name for name in ("images.txt", "bounding_boxes.txt")]
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
