@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_plugin.data import birds
+from vlm_plugin.data import birds, list_splits
 from vlm_plugin.data.birds import (
     ATTRIBUTES,
     BirdTruth,
@@ -405,3 +405,10 @@ def test_the_tool_reports_what_it_made(tmp_path: Path, capsys: pytest.CaptureFix
         assert "train      12 pictures, 2 classes, 120 captions" in printed
         assert "validation no pictures" in printed
         assert (root / "contact_sheet.png").is_file()
+
+
+def test_a_split_without_pictures_is_not_there(tmp_path: Path) -> None:
+    """So that pretraining falls back to the test split, and the set still counts as complete."""
+    root = make_birds(tmp_path / "set", 2, 0, 1, size=16)
+    assert list_splits(root) == ["test", "train"]
+    assert make_birds(root, 2, 0, 1, size=16) == root

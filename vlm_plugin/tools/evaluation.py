@@ -168,7 +168,7 @@ class Table:
         names = [_NAMES[c] + star[c] for c in columns]
         lines = ["| pictures | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(columns)]
         for name, row in self.rows.items():
-            cells = [f"{row[c]:.1f}" if c == "frechet_distance" else f"{row[c]:.3f}" for c in columns]
+            cells = [f"{row[c]:.4g}" if c == "frechet_distance" else f"{row[c]:.3f}" for c in columns]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         notes = [f"{n}: {self.describe()[c]}" for n, c in zip(names, columns, strict=True)]
         return "\n".join([*lines, "", f"{len(self.captions)} captions of the test split", *notes])
