@@ -195,7 +195,7 @@ def found(tmp_path_factory):
     errors = [path.read_text() for path in sorted(folder.glob("*.error"))]
     assert not errors, "\n".join(errors)
     assert not hanging, f"{len(hanging)} of {RANKS} processes did not end"
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
 def single(seed, classes=True, **arguments):

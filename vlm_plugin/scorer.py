@@ -5,12 +5,19 @@ from __future__ import annotations
 import contextlib
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .features import Features
 
 KINDS = ("caption", "image")
+
+
+def _gelu(x: Tensor) -> Tensor:
+    # Named by the string "gelu", the layer takes another path when nothing asks for a gradient, which gives slightly
+    # other values and, in older releases of torch, fails under autocast on a CPU.
+    return F.gelu(x)
 
 
 class MatchingScoreBlock(nn.Module):
@@ -45,7 +52,7 @@ class MatchingScoreBlock(nn.Module):
         nn.init.normal_(self.token_types.weight, std=0.02)
         self.input_norm = nn.LayerNorm(embed_dim)
         layer = nn.TransformerEncoderLayer(
-            embed_dim, heads, 4 * embed_dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            embed_dim, heads, 4 * embed_dim, dropout=0.0, activation=_gelu, batch_first=True, norm_first=True
         )
         self.transformer = nn.TransformerEncoder(
             layer, layers, norm=nn.LayerNorm(embed_dim), enable_nested_tensor=False
