@@ -8,13 +8,13 @@ import torch
 from easydict import EasyDict
 
 from baselines.dfgan.trainer import DFGAN
-from vlm_plugin import VLM
+from vlm_plugin.tools import gan
 
 
 def export(run: Path, file: Path) -> None:
     """Write what `DFGAN.load_start` reads, from a run's last checkpoint."""
     options = json.loads((run / "options.json").read_text(encoding="utf-8"))
-    matcher = VLM.load(options["vlm"] or options["text_encoder"])
+    matcher = gan.load_matcher(options)
     checkpoint = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     trainer = DFGAN(EasyDict(options["settings"]), matcher.embed_dim, torch.device("cpu"), torch.float32)
     trainer.load_state(checkpoint["trainer"])

@@ -483,8 +483,9 @@ def test_a_matcher_of_the_packaged_name_is_no_packaged_one(tmp_path: Path, monke
     for words in (("--from-scratch",), ("--data", "x"), ("--cfg", f"{folder}/cfg/synthetic.yml"), ("--vlm", "x.pt")):
         assert options(*words)["start"] is None
     (tmp_path / gan.PACKAGED_MATCHER).write_bytes(b"")
-    assert options("--vlm")["start"] is None
-    assert options("--vlm")["vlm"] == str(tmp_path / gan.PACKAGED_MATCHER)
+    assert options("--vlm")["start"] == start
+    assert options("--vlm", gan.PACKAGED_MATCHER)["start"] is None
+    assert options("--vlm", gan.PACKAGED_MATCHER)["vlm"] == str(tmp_path / gan.PACKAGED_MATCHER)
 
 
 def test_shipped_settings_are_complete() -> None:
@@ -608,6 +609,7 @@ def test_without_arguments_it_starts_from_the_packaged_generator(
     monkeypatch.setattr("vlm_plugin.model.ASSETS", assets)
     monkeypatch.setattr(gan, "BIRDS", {"train": 12, "validation": 0, "test": 10, "size": 32, "seed": 1})
     monkeypatch.chdir(tmp_path)
+    (tmp_path / gan.PACKAGED_MATCHER).write_bytes(b"another file of this name")
     trainers = []
 
     def build(*arguments: object) -> DFGAN:
@@ -618,7 +620,7 @@ def test_without_arguments_it_starts_from_the_packaged_generator(
     assert folder == Path("runs/00000-dfgan-vlm")
     options = json.loads((folder / "options.json").read_text(encoding="utf-8"))
     assert options["start"] == str(baseline / "assets" / "birds.pt")
-    assert (options["vlm"], options["data"]) == (gan.PACKAGED_MATCHER, None)
+    assert (options["vlm"], options["data"]) == (gan.PACKAGED, None)
     assert len(open_split(tmp_path / "data" / "birds", "train")) == 12
     # "before" is what the other run ended with, as float16 keeps it.
     average = checkpoint(finished[0])["trainer"]["average"]

@@ -7,7 +7,7 @@ import difflib
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ import yaml
 from easydict import EasyDict
 from torch import Tensor
 
-from vlm_plugin import VLM, DualVLMLoss, Features, distributed
+from vlm_plugin import VLM, DualVLMLoss, Features, distributed, model
 from vlm_plugin.augment import RandomView
 from vlm_plugin.data import BirdTruth, CaptionedImages, Record, collate, find_truth, make_birds, open_split, true_pairs
 from vlm_plugin.data.birds import said_by
@@ -28,6 +28,8 @@ from vlm_plugin.tools.judge import Judge
 # What the main job draws when no data is given; the packaged files were made from more birds of the same kind.
 BIRDS = {"train": 2000, "validation": 200, "test": 1000, "size": 64, "seed": 0}
 BIRDS_FOLDER = Path("data/birds")
+# What --vlm without a file stands for: never a file of some name that happens to lie in the working folder.
+PACKAGED = "packaged"
 PACKAGED_MATCHER = "birds.vlm.pt"
 _SHOWN, _PER_CAPTION = 8, 4
 # A mismatched pair needs a second caption, a distance a second picture.
@@ -63,7 +65,7 @@ def parser(name: str) -> argparse.ArgumentParser:
         "Without --data: synthetic birds, from the packaged start.",
     )
     add = result.add_argument
-    add("--vlm", nargs="?", const=PACKAGED_MATCHER, metavar="CHECKPOINT", help="add the dual loss of this matcher")
+    add("--vlm", nargs="?", const=PACKAGED, metavar="CHECKPOINT", help="add the dual loss of this matcher")
     add("--cfg", type=Path, help="YAML settings (default: cfg/synthetic.yml)")
     add("--data", type=Path, help="folder of captioned pictures (default: synthetic birds, drawn into data/birds)")
     add("--out", type=Path, default=Path("runs"), help="where run folders are made (default: runs)")
@@ -184,7 +186,7 @@ def _run(name: str, folder: Path, build: Callable, arguments: argparse.Namespace
     training.barrier()
     data = Path(options["data"] or BIRDS_FOLDER)
     records, truth = open_split(data, "train"), find_truth(data)
-    matcher = VLM.load(options["vlm"] or options["text_encoder"], map_location=device).requires_grad_(False)
+    matcher = load_matcher(options, device).requires_grad_(False)
     if saved and saved.get("matcher") not in (None, matcher.fingerprint):
         raise ValueError(
             f"--resume {arguments.resume}: started with the matcher {saved['matcher']}, but "
@@ -224,6 +226,12 @@ def _run(name: str, folder: Path, build: Callable, arguments: argparse.Namespace
     return run_folder
 
 
+def load_matcher(options: Mapping[str, Any], device: torch.device | str = "cpu") -> VLM:
+    """The matcher of a run, whether it gave the loss or encoded the captions alone."""
+    name = options["vlm"] or options["text_encoder"]
+    return VLM.load(model.ASSETS / PACKAGED_MATCHER if name == PACKAGED else name, map_location=device)
+
+
 def _options(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What a new run will do, in plain values: this is what a resumed run reads."""
     standard = folder / "cfg" / "synthetic.yml"
@@ -233,9 +241,9 @@ def _options(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if arguments.vlm and arguments.text_encoder:
         raise ValueError("--text-encoder: only for plain runs: with --vlm the matcher's own text encoder is used")
     _check_least(settings)
-    matcher = arguments.vlm or arguments.text_encoder or PACKAGED_MATCHER
-    if Path(matcher).is_file():
-        # In full, as the data's: a run may be resumed from another folder. A bare name is a packaged matcher's.
+    matcher = arguments.vlm or arguments.text_encoder or PACKAGED
+    if matcher != PACKAGED and Path(matcher).is_file():
+        # In full, as the data's: a run may be resumed from another folder.
         matcher = str(Path(matcher).resolve())
     start = folder / "assets" / "birds.pt"
     default = arguments.data is None and arguments.cfg is None and not arguments.from_scratch
@@ -244,7 +252,7 @@ def _options(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "data": None if arguments.data is None else str(arguments.data.resolve()),
         "vlm": matcher if arguments.vlm else None,
         "text_encoder": None if arguments.vlm else matcher,
-        "start": str(start) if default and matcher == PACKAGED_MATCHER and start.is_file() else None,
+        "start": str(start) if default and matcher == PACKAGED and start.is_file() else None,
         "seed": arguments.seed or 0,
     }
 
