@@ -94,7 +94,7 @@ class MatchingScoreBlock(nn.Module):
         )
         always = torch.ones(len(tokens), 1, dtype=torch.bool, device=tokens.device)
         mask = torch.cat([image.mask, always, anchor.mask, always], dim=1)
-        # On a CPU the fused attention's backward takes several times as long as plain products do at these lengths.
+        # On a CPU the backward of the fused attention is slower than plain products are at these lengths.
         plain = sdpa_kernel(SDPBackend.MATH) if tokens.device.type == "cpu" else contextlib.nullcontext()
         with plain:
             scores = self.to_score(self.transformer(tokens, src_key_padding_mask=~mask)).squeeze(-1)

@@ -166,7 +166,7 @@ def run(
 
     Returns:
         The run's folder.
-    """  # fmt: skip
+    """
     arguments = parser(name).parse_args(argv)
     try:
         return _run(name, folder, build, arguments)
@@ -197,7 +197,7 @@ def _run(name: str, folder: Path, build: Callable, arguments: argparse.Namespace
     torch.manual_seed(options["seed"])
     trainer = build(settings, matcher.embed_dim, device, dtype)
     steps = _length(arguments, settings, len(records), saved)
-    checkpoint, first = None, 0
+    first = 0
     if saved:
         run_folder = arguments.resume
         # Onto the CPU: Adam's step counters stay where they are loaded to, and on a GPU every look at one waits for it.
@@ -269,11 +269,11 @@ def _saved_options(arguments: argparse.Namespace) -> dict[str, Any] | None:
     return json.loads((arguments.resume / "options.json").read_text(encoding="utf-8"))
 
 
-def _length(arguments: argparse.Namespace, settings: EasyDict, pictures_: int, saved: dict | None) -> int:
+def _length(arguments: argparse.Namespace, settings: EasyDict, size: int, saved: dict | None) -> int:
     if arguments.steps is not None:
         return arguments.steps
     if arguments.epochs is not None:
-        return max(arguments.epochs * pictures_ // (settings.batch * distributed.world_size()), 1)
+        return max(arguments.epochs * size // (settings.batch * distributed.world_size()), 1)
     return saved["steps"] if saved else settings.steps
 
 
@@ -344,8 +344,8 @@ def _floors(vlm_loss: DualVLMLoss, batch: Batch, text: Features) -> dict[str, fl
 
     A generator whose term lies below its floor exploits the matcher.
     """
-    on_captions = vlm_loss(batch.images, text, batch.images.flip(3), class_ids=batch.class_ids)
-    return {f"floor_{name}": float(value) for name, value in on_captions.terms.items()}
+    real_pairs = vlm_loss(batch.images, text, batch.images.flip(3), class_ids=batch.class_ids)
+    return {f"floor_{name}": float(value) for name, value in real_pairs.terms.items()}
 
 
 class Show:
