@@ -114,6 +114,10 @@ class VLM(nn.Module):
         tokens, lengths = self.vocabulary.encode_batch(captions, self.max_words, generator)
         return self.encode_tokens(tokens, lengths)
 
+    def words(self, caption: str) -> list[str]:
+        """The words of a caption that `encode_text` gives a vector each, in its order."""
+        return self.vocabulary.decode(self.vocabulary.encode(caption, self.max_words)).split()
+
     def encode_tokens(self, tokens: Tensor, lengths: Tensor) -> Features:
         """Words and sentence vectors of ids of this matcher's own vocabulary.
 
@@ -180,16 +184,31 @@ class VLM(nn.Module):
             FileNotFoundError: no such file, and no packaged matcher of that name.
             ValueError: the file is no VLM checkpoint, or of a newer version.
         """
-        path = _find(path)
-        content = read_checkpoint(path, _FORMAT, _VERSION)
-        try:
-            vlm = cls._from_content(content)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise ValueError(f"{path}: a damaged {_FORMAT} file: {type(error).__name__}: {error}") from error
-        return vlm.to(map_location).eval()
+        path = find_file(path)
+        return cls.from_content(read_file(path, f"{_FORMAT} file"), path).to(map_location)
 
     @classmethod
-    def _from_content(cls, content: Mapping) -> VLM:
+    def from_content(cls, content: object, path: str | os.PathLike) -> VLM:
+        """The matcher that `load` reads, from a file's content that is in memory already.
+
+        Args:
+            content: what `read_file` returned.
+            path: the file, for messages.
+
+        Returns:
+            The matcher on the CPU, in eval mode.
+
+        Raises:
+            ValueError: the content is no VLM checkpoint's, or of a newer version.
+        """
+        checked = _check_content(content, path, _FORMAT, _VERSION)
+        try:
+            return cls._build(checked).eval()
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"{path}: a damaged {_FORMAT} file: {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _build(cls, content: Mapping) -> VLM:
         settings, weights = content["settings"], content["weights"]
         scorer = MatchingScoreBlock(**settings["scorer"]) if "scorer" in settings else None
         vlm = cls(
@@ -229,13 +248,15 @@ class VLM(nn.Module):
         """
         text_state = _state_dict(text_encoder_path, ("encoder.weight", "rnn.weight_hh_l0"), "DAMSM text encoder")
         image_state = _state_dict(image_encoder_path, ("emb_features.weight",), "DAMSM image encoder")
+        source = ""
         if not isinstance(vocabulary, Vocabulary):
+            source = f" ({os.fspath(vocabulary)})"
             vocabulary = Vocabulary.from_damsm(vocabulary)
         rows, word_dim = text_state["encoder.weight"].shape
         if rows != len(vocabulary):
             raise ValueError(
-                f"vocabulary: {text_encoder_path} was trained with {rows} words, the vocabulary has {len(vocabulary)}: "
-                "use the captions.pickle that came with this encoder"
+                f"vocabulary: {text_encoder_path} was trained with {rows} words, the vocabulary has {len(vocabulary)}"
+                f"{source}: use the captions.pickle that came with this encoder"
             )
         embed_dim = 2 * text_state["rnn.weight_hh_l0"].shape[1]
         global_layer = "Mixed_7c" if any(k.startswith("Mixed_7c.") for k in image_state) else "Mixed_7b"
@@ -248,7 +269,8 @@ class VLM(nn.Module):
             try:
                 network.load_state_dict(state)
             except RuntimeError as error:
-                raise ValueError(f"{path}: not a published DAMSM encoder: {error}") from None
+                reason = " ".join(str(error).split())[:300]
+                raise ValueError(f"{path}: not a published DAMSM encoder: {reason}") from None
         notes = {"source": f"DAMSM: {Path(text_encoder_path).name}, {Path(image_encoder_path).name}"}
         return cls(image_encoder, text_encoder, vocabulary, notes=notes).eval()
 
@@ -259,12 +281,28 @@ def read_checkpoint(path: str | os.PathLike, expected_format: str, newest_versio
     Raises:
         FileNotFoundError, ValueError: the message names the file.
     """
+    return _check_content(read_file(path, f"{expected_format} file"), path, expected_format, newest_version)
+
+
+def read_file(path: str | os.PathLike, what: str) -> object:
+    """Whatever `torch.save` wrote to a file, on the CPU, without executing code from it.
+
+    Args:
+        path: the file.
+        what: what it should be, for messages.
+
+    Raises:
+        FileNotFoundError, ValueError: the message names the file.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path}: not a readable {expected_format} file ({type(error).__name__})") from error
+        raise ValueError(f"{path}: not a readable {what} ({type(error).__name__})") from error
+
+
+def _check_content(content: object, path: str | os.PathLike, expected_format: str, newest_version: int) -> dict:
     found = content.get("format") if isinstance(content, dict) else None
     if found != expected_format:
         raise ValueError(f"{path}: expected a {expected_format} file, got {found or 'something else'}")
@@ -276,7 +314,12 @@ def read_checkpoint(path: str | os.PathLike, expected_format: str, newest_versio
     return content
 
 
-def _find(path: str | os.PathLike) -> Path:
+def find_file(path: str | os.PathLike) -> Path:
+    """A file as it is named or, for the bare name of a packaged matcher that is no file here, the packaged one.
+
+    Raises:
+        FileNotFoundError: neither exists; the message lists what is packaged.
+    """
     path = Path(path)
     if path.is_file():
         return path
@@ -288,12 +331,7 @@ def _find(path: str | os.PathLike) -> Path:
 
 
 def _state_dict(path: str | os.PathLike, keys: tuple[str, ...], what: str) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable state dict ({type(error).__name__})") from error
+    state = read_file(path, "state dict")
     if missing := [key for key in keys if not isinstance(state, dict) or key not in state]:
         raise ValueError(f"{path}: expected the state dict of a {what} (with {missing[0]!r}), got something else")
     return dict(state)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,20 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from vlm_plugin import VLM, ConvEncoder, Features, InceptionEncoder, MatchingScoreBlock
-from vlm_plugin.data import BirdTruth, CaptionedImages, open_split
+from vlm_plugin import (
+    VLM,
+    ConvEncoder,
+    DualVLMLoss,
+    Features,
+    InceptionEncoder,
+    LSTMTextEncoder,
+    MatchingScoreBlock,
+    Vocabulary,
+)
+from vlm_plugin.data import BirdTruth, CaptionedImages, make_birds, open_split
 from vlm_plugin.data.birds import read_caption
 from vlm_plugin.tools import pretrain as module
+from vlm_plugin.tools.cli import main
 from vlm_plugin.tools.pretrain import Evaluator, Pairs, collate_pairs, pretrain, pretraining_losses
 
 CPU = torch.device("cpu")
@@ -126,7 +138,9 @@ def expected_losses(example: Example, seed: int, with_swapped: bool = True) -> d
     return terms
 
 
-def our_losses(example: Example, seed: int, with_swapped: bool = True, scorer: bool = True) -> module.Losses:
+def our_losses(
+    example: Example, seed: int, with_swapped: bool = True, scorer: bool = True, encoders_train: bool = True
+) -> module.Losses:
     return pretraining_losses(
         example.image,
         example.caption,
@@ -136,6 +150,7 @@ def our_losses(example: Example, seed: int, with_swapped: bool = True, scorer: b
         example.true_captions,
         example.same_group,
         torch.Generator().manual_seed(seed),
+        encoders_train,
     )
 
 
@@ -167,6 +182,17 @@ def test_without_a_scorer_the_general_level_is_left_out() -> None:
     assert set(without.terms) == {"vlm_local", "vlm_global", "vvm_local", "vvm_global"}
     for name, value in without.terms.items():
         assert torch.equal(value, with_scorer.terms[name])
+
+
+def test_frozen_encoders_leave_the_general_level_alone() -> None:
+    example = Example()
+    full = our_losses(example, 3)
+    part = our_losses(example, 3, encoders_train=False)
+    assert set(part.terms) == {"vlm_general", "vvm_general"}
+    for name, value in part.terms.items():
+        assert torch.equal(value, full.terms[name])
+    assert part.total.item() == pytest.approx(sum(part.terms.values()).item())
+    assert part.total.requires_grad
 
 
 def test_what_is_true_is_no_negative_wherever_it_moves() -> None:
@@ -321,7 +347,49 @@ def test_evaluation_against_loops() -> None:
                 hits[f"{name}_swapped"] += score(image, caption) > score(image, twins[i])
             for name in ("local", "global"):
                 hits[f"{name}_r1"] += scores[name](image, caption) == max(scores[name](image, c) for c in captions)
+    hard = results.pop("general_hard")
     assert results == pytest.approx({name: count / 20 for name, count in hits.items()})
+    assert 0 < hard < 1  # the next test says which
+
+
+@pytest.mark.parametrize("with_truth", [True, False])
+def test_the_hardest_wrong_caption_against_a_loop(with_truth: bool) -> None:
+    """It is the wrong one of the highest global score; a caption true of the picture, or of its class, is not wrong."""
+    truth = BirdTruth(tiny.birds())
+    records = open_split(tiny.birds(), "test")
+    records = [record._replace(class_id=i % 3) for i, record in enumerate(records)]
+    evaluator = Evaluator(records, tiny.SIZE, truth if with_truth else None, CPU)
+    vlm = tiny.build_matcher()
+    (batch,) = evaluator.batches
+    claims = [read_caption(caption) for caption in batch.captions]
+    wins, spared = 0, 0
+    with torch.no_grad():
+        captions = [vlm.encode_text([caption]) for caption in batch.captions]
+        for i in range(20):
+            image = vlm.encode_image(batch.images[i : i + 1])
+            shown = truth.values(batch.keys[i])
+            if with_truth:
+                wrong = [j for j in range(20) if any(shown[name] != value for name, value in claims[j].items())]
+            else:
+                wrong = [j for j in range(20) if batch.class_ids[j] != batch.class_ids[i]]
+            scores = [float(module.global_scores(image, caption)) for caption in captions]
+            hardest = max(wrong, key=lambda j: scores[j])
+            spared += hardest != max((j for j in range(20) if j != i), key=lambda j: scores[j])
+            pair = [float(vlm.scorer(image, captions[j], "caption")) for j in (i, hardest)]
+            wins += pair[0] > pair[1]
+    assert spared
+    assert 0 < wins < 20
+    assert evaluator(vlm)["general_hard"] == pytest.approx(wins / 20)
+
+
+def test_without_a_wrong_caption_or_a_scorer_there_is_no_hardest() -> None:
+    records = [record._replace(class_id=1) for record in open_split(tiny.birds(), "test")]
+    evaluator = Evaluator(records, tiny.SIZE, None, CPU)
+    assert set(evaluator(tiny.build_matcher())) == {"local_r1", "global_r1"}
+    # Two pictures of another class are compared, and are all that is.
+    records = [record._replace(class_id=int(i < 18)) for i, record in enumerate(records)]
+    assert "general_hard" in Evaluator(records, tiny.SIZE, None, CPU)(tiny.build_matcher())
+    assert "general_hard" not in Evaluator(records, tiny.SIZE, None, CPU)(tiny.build_matcher(scorer=False))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -363,6 +431,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     printed = capsys.readouterr().out
     assert "epoch 3/3  validation: R@1 of 20 local" in printed
     assert "true over swapped: local" in printed
+    assert f"true over hardest wrong: general {whole.notes['held_out']['general_hard']:.3f}" in printed
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["whole.vlm.pt"]
 
     out = tmp_path / "cut.vlm.pt"
@@ -447,7 +516,7 @@ def test_pictures_that_are_no_birds(tmp_path: Path, classes: bool, capsys: pytes
     vlm = pretrain(data, tmp_path / "m.vlm.pt", **{**RUN, "epochs": 1}, half=True)
     assert "test: R@1 of 20" in capsys.readouterr().out
     assert vlm.notes["held_out"]["split"] == "test"
-    assert set(vlm.notes["held_out"]) == {"split", "ceiling_r1", "local_r1", "global_r1"}
+    assert set(vlm.notes["held_out"]) == {"split", "ceiling_r1", "local_r1", "global_r1", "general_hard"}
     assert VLM.load(tmp_path / "m.vlm.pt").fingerprint == vlm.fingerprint
     # float16 in the file, and the scorer's fingerprints are those of what the file holds.
     assert vlm.scorer.encoder_fingerprints == vlm._encoder_fingerprints()
@@ -460,6 +529,11 @@ def test_pictures_that_are_no_birds(tmp_path: Path, classes: bool, capsys: pytes
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
         ({"batch": 1}, "batch: expected at least 2, got 1"),
         ({"image_weights": "imagenet"}, "image_weights: only the inception encoder takes any, got 'imagenet' for conv"),
+        ({"freeze_encoders": True}, "freeze_encoders: expected DAMSM encoders with it"),
+        ({"damsm": "x.pth", "encoder": "conv"}, "encoder: the DAMSM files decide on it, leave it out, got 'conv'"),
+        ({"damsm": "x.pth"}, "embed_dim: the DAMSM files decide on it, leave it out, got 8"),
+        ({"damsm": "x.pth", "embed_dim": None, "image_weights": "imagenet"}, "image_weights: the DAMSM files decide"),
+        ({"damsm": "x.pth", "embed_dim": None}, "x.pth: expected a DAMSM text encoder, found no such file"),
         ({"device": "tpu"}, "--device tpu"),
         ({"precision": "float16"}, "precision: expected auto, float32 or bfloat16"),
         ({"embed_dim": 6}, "heads: expected a divisor of embed_dim"),
@@ -475,16 +549,191 @@ def test_nonsense_is_refused_by_name(tmp_path: Path, changes: dict[str, object],
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Published encoders
+# ---------------------------------------------------------------------------------------------------------------------
+
+DAMSM_RUN = {name: value for name, value in RUN.items() if name != "embed_dim"}
+
+
+def tiny_pair(seed: int = 0, last_word: str = "zebra") -> VLM:
+    """What `damsm_pair` returns, but small: no scorer, no word for unknown ones, statistics of some pictures."""
+    captions = [caption for record in open_split(tiny.birds(), "train") for caption in record.captions]
+    words = sorted({word for caption in captions for word in Vocabulary.build([caption]).words[2:]})
+    vocabulary = Vocabulary.from_damsm(dict(enumerate(["<end>", *words, last_word])))
+    torch.manual_seed(seed)
+    vlm = VLM(
+        ConvEncoder(8, width=2), LSTMTextEncoder(len(vocabulary), 8, 8), vocabulary, notes={"source": "DAMSM: tiny"}
+    )
+    vlm.image_encoder(torch.rand(4, 3, 32, 32))
+    return vlm.eval()
+
+
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
+    """Every pair that is asked for is the tiny one; the list is what was asked for."""
+    asked = []
+    monkeypatch.setattr(module, "damsm_pair", lambda text, data: (asked.append((text, data)), tiny_pair())[1])
+    return asked
+
+
+def test_frozen_encoders_get_a_scorer_and_nothing_else(
+    tmp_path: Path, pair: list[tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, terms, modes, original = [], [], [], module._step_losses
+
+    def step(vlm: VLM, *arguments: object) -> module.Losses:
+        starts.append(copy.deepcopy(vlm))
+        modes.append([part.training for part in (vlm.image_encoder, vlm.text_encoder, vlm.scorer)])
+        losses = original(vlm, *arguments)
+        terms.append(set(losses.terms))
+        return losses
+
+    monkeypatch.setattr(module, "_step_losses", step)
+    options = {**DAMSM_RUN, "epochs": 1, "freeze_encoders": True}
+    vlm = pretrain(tiny.birds(), tmp_path / "m.vlm.pt", damsm="some/text_encoder7.pth", **options)
+    assert pair == [(Path("some/text_encoder7.pth"), tiny.birds())]
+    assert modes == 3 * [[False, False, True]]
+    assert terms == 3 * [{"vlm_general", "vvm_general"}]
+    for name, value in starts[0].state_dict().items():
+        assert torch.equal(vlm.state_dict()[name], value) == (not name.startswith("scorer.")), name
+    assert vlm.vocabulary == tiny_pair().vocabulary
+    assert vlm.scorer.encoder_fingerprints == tiny_pair()._encoder_fingerprints()
+    assert vlm.notes["source"] == "DAMSM: tiny"
+    assert vlm.notes["pretraining"]["damsm"] == "text_encoder7.pth"
+
+
+@pytest.mark.usefixtures("pair")
+def test_without_freezing_the_published_encoders_train_too(tmp_path: Path) -> None:
+    vlm = pretrain(tiny.birds(), tmp_path / "m.vlm.pt", damsm="text_encoder7.pth", **{**DAMSM_RUN, "epochs": 1})
+    start = tiny_pair()
+    for part in ("image_encoder", "text_encoder"):
+        for name, value in getattr(start, part).named_parameters():
+            assert not torch.equal(getattr(vlm, part).get_parameter(name), value), name
+    assert vlm.vocabulary == start.vocabulary
+    DualVLMLoss(vlm, lambda_vvm=1, lambda_vlm=1)
+
+
+@pytest.mark.usefixtures("pair")
+def test_an_interrupted_run_on_frozen_encoders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends like an uninterrupted one, and goes on with the very files and settings that it began with alone."""
+    options = {**DAMSM_RUN, "damsm": tmp_path / "text_encoder7.pth", "freeze_encoders": True}
+    whole = pretrain(tiny.birds(), tmp_path / "whole.vlm.pt", **options)
+    out = tmp_path / "cut.vlm.pt"
+    with monkeypatch.context() as patch:
+        break_in_epoch(3, patch)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            pretrain(tiny.birds(), out, **options)
+    state = out.with_name("cut.vlm.pt.state").read_bytes()
+    text, image, vocabulary = tiny_pair(), tiny_pair(), tiny_pair(last_word="zebu")
+    text.text_encoder.load_state_dict(tiny_pair(1).text_encoder.state_dict())
+    image.image_encoder.stem_norm.running_mean += 1
+    for other, named in ((text, "text_encoder"), (image, "image_encoder"), (vocabulary, "vocabulary")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "damsm_pair", lambda *_, other=other: copy.deepcopy(other))
+            with pytest.raises(ValueError, match=rf"other settings \({named}: '\w+' there, '\w+' here\)"):
+                pretrain(tiny.birds(), out, **options)
+    for change, message in (
+        ({"freeze_encoders": False}, r"\(freeze_encoders: True there, False here\)"),
+        ({"damsm": tmp_path / "text_encoder8.pth"}, r"\(damsm: 'text_encoder7.pth' there, 'text_encoder8.pth' here\)"),
+        ({"damsm": None, "freeze_encoders": False}, "damsm: 'text_encoder7.pth' there, None here"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pretrain(tiny.birds(), out, **{**options, **change})
+    assert out.with_name("cut.vlm.pt.state").read_bytes() == state
+    capsys.readouterr()
+    # The same encoder may lie elsewhere by now.
+    resumed = pretrain(tiny.birds(), out, **{**options, "damsm": tmp_path / "elsewhere" / "text_encoder7.pth"})
+    assert "resuming after epoch 2 of 3" in capsys.readouterr().out
+    assert resumed.fingerprint == whole.fingerprint
+    assert resumed.notes == whole.notes
+
+
+@pytest.mark.usefixtures("pair")
+@pytest.mark.parametrize(
+    ("freeze", "r1", "hard", "best"),
+    [
+        (True, [0.1, 0.1, 0.1], [0.4, 0.9, 0.6], 1),
+        (True, [0.1, 0.1, 0.1], [None, None, None], 2),
+        (False, [0.3, 0.1, 0.2], [0.4, 0.9, 0.6], 0),
+    ],
+)
+def test_the_best_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, freeze: bool, r1: list[float], hard: list[float | None], best: int
+) -> None:
+    """R@1 does not change where the encoders do not: there the scorer chooses, and the last epoch if it cannot."""
+    epochs = [
+        {"local_r1": a, "global_r1": a} | ({} if b is None else {"general_hard": b})
+        for a, b in zip(r1, hard, strict=True)
+    ]
+    trained = []
+
+    def evaluate(self: Evaluator, vlm: VLM) -> dict[str, float]:
+        trained.append(copy.deepcopy(vlm.scorer.state_dict()))
+        return epochs[len(trained) - 1]
+
+    monkeypatch.setattr(Evaluator, "__call__", evaluate)
+    vlm = pretrain(tiny.birds(), tmp_path / "m.vlm.pt", damsm="text_encoder.pth", freeze_encoders=freeze, **DAMSM_RUN)
+    assert vlm.notes["held_out"].items() >= epochs[best].items()
+    for name, value in vlm.scorer.state_dict().items():
+        assert torch.equal(value, trained[best][name]), name
+
+
+@pytest.fixture
+def roomy(tmp_path: Path) -> Iterator[Path]:
+    """A folder whose hundreds of megabytes do not outlive the test."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def test_published_files(roomy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real sizes and formats, from the command line to the loss that a generator is trained with."""
+    data, encoders = make_birds(roomy / "birds", 4, 0, 2, tiny.SIZE), roomy / "DAMSMencoders"
+    encoders.mkdir()
+    captions = [c for split in ("train", "test") for record in open_split(data, split) for c in record.captions]
+    words = dict(enumerate(["<end>", *Vocabulary.build(captions).words[2:]]))
+    content = [[[1, 2]], [[3]], words, {word: i for i, word in words.items()}]
+    (data / "captions.pickle").write_bytes(pickle.dumps(content, protocol=2))
+    torch.manual_seed(0)
+    networks = {"image_encoder": InceptionEncoder(256, "Mixed_7c"), "text_encoder": LSTMTextEncoder(len(words), 256)}
+    for name, network in networks.items():
+        torch.save(network.state_dict(), encoders / f"{name}7.pth")
+    out = roomy / "m.vlm.pt"
+    command = ["pretrain", "--damsm", encoders / "text_encoder7.pth", "--freeze-encoders", "--data", data, "--out", out]
+    command += ["--epochs", 1, "--batch", 2, "--device", "cpu", "--precision", "float32"]
+    assert main([str(word) for word in command]) == 0
+    assert "epoch 1/1  test: R@1 of 2" in capsys.readouterr().out
+
+    vlm = VLM.load(out)
+    for name, network in networks.items():
+        state = getattr(vlm, name).state_dict()
+        assert state.keys() == network.state_dict().keys()
+        assert all(torch.equal(state[key], value) for key, value in network.state_dict().items()), name
+    assert vlm.vocabulary.words == tuple(words.values())
+    notes = vlm.notes["pretraining"]
+    assert (notes["encoder"], notes["embed_dim"], notes["image_size"]) == ("inception", 256, 256)
+    assert notes["learning_rate"] == module.DEFAULTS["inception"][1]
+    loss = DualVLMLoss(vlm, lambda_vvm=1, lambda_vlm=1)
+    pictures = torch.rand(2, 2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        terms = loss(pictures[0], loss.encode_text(captions[:2]), pictures[1]).terms
+    assert set(terms) == set(loss.terms)
+    assert len(terms) == 6
+    assert all(value.isfinite() for value in terms.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Inception
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_one_step_with_inception() -> None:
     records = open_split(tiny.birds(), "train")
-    vlm = module._new_vlm(records, "inception", 8, None, {"encoder": "inception"})
+    vlm = module._new_vlm(records, "inception", 8, None)
     assert isinstance(vlm.image_encoder, InceptionEncoder)
-    assert vlm.notes == {"pretraining": {"encoder": "inception"}}
-    module._train_mode(vlm, frozen_trunk=False)
+    module._train_mode(vlm)
+    assert all(part.training for part in vlm.modules())
     dataset = pairs(None)
     first, second = collate_pairs([dataset[0], dataset[15]])
     losses = module._step_losses(vlm, first, second, None, CPU, torch.float32, 0)
@@ -501,11 +750,11 @@ def test_a_pretrained_trunk_stays_frozen(monkeypatch: pytest.MonkeyPatch) -> Non
         return InceptionEncoder(embed_dim)
 
     monkeypatch.setattr(module, "build_image_encoder", build)
-    vlm = module._new_vlm(open_split(tiny.birds(), "train"), "inception", 8, "imagenet", {})
+    vlm = module._new_vlm(open_split(tiny.birds(), "train"), "inception", 8, "imagenet")
     assert asked == [("inception", "imagenet")]
     moving = {name for name, parameter in vlm.image_encoder.named_parameters() if parameter.requires_grad}
     assert moving == {"emb_features.weight", "emb_cnn_code.weight", "emb_cnn_code.bias"}
     assert all(parameter.requires_grad for parameter in vlm.text_encoder.parameters())
-    module._train_mode(vlm, frozen_trunk=True)
+    module._train_mode(vlm)
     assert vlm.text_encoder.training
     assert not vlm.image_encoder.Conv2d_1a_3x3.bn.training

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,9 +27,10 @@ from vlm_plugin.data.dataset import Batch, Sample
 from vlm_plugin.encoders import LSTMTextEncoder, build_image_encoder
 from vlm_plugin.features import Features
 from vlm_plugin.matching import contrastive_loss, global_scores, local_scores, matched_loss
-from vlm_plugin.model import VLM
+from vlm_plugin.model import VLM, fingerprint
 from vlm_plugin.scorer import MatchingScoreBlock
 from vlm_plugin.tools import training
+from vlm_plugin.tools.matchers import damsm_pair
 from vlm_plugin.vocabulary import Vocabulary
 
 GAMMA1, GAMMA2, GAMMA3 = 4.0, 5.0, 10.0
@@ -103,6 +104,7 @@ def pretraining_losses(
     true_captions: Tensor,
     same_group: Tensor,
     generator: torch.Generator | None = None,
+    encoders_train: bool = True,
 ) -> Losses:
     """Every loss of a batch of B matched pairs.
 
@@ -116,9 +118,27 @@ def pretraining_losses(
         true_captions: `(B, B)` bool: picture i satisfies caption j, so j is no negative of it.
         same_group: `(P, P)` bool: pictures i and j are no negatives of each other.
         generator: draws the scorer's hard negatives.
+        encoders_train: False leaves out the local and global levels, which train nothing but the encoders.
 
     Source: ours, after DAMSM's posterior; the scorer's binary cross-entropy with hard negatives is ours.
     """
+    terms = {}
+    if encoders_train:
+        terms |= _encoder_terms(image, caption, swapped, positive, true_captions, same_group)
+    if scorer is not None:
+        terms |= _scorer_terms(scorer, image, caption, swapped, positive, true_captions, same_group, generator)
+    return Losses(sum(terms.values()), {k: v.detach() for k, v in terms.items()})
+
+
+def _encoder_terms(
+    image: Features,
+    caption: Features,
+    swapped: Features | None,
+    positive: Features,
+    true_captions: Tensor,
+    same_group: Tensor,
+) -> dict[str, Tensor]:
+    """The local and global levels, see `pretraining_losses`."""
     batch, part = len(image.pooled), len(positive.pooled)
     own = torch.arange(batch, device=image.pooled.device)
     first = _rows(image, own[:part])
@@ -140,18 +160,32 @@ def pretraining_losses(
         terms[name] = contrastive_loss(gamma * rows, own, excluded) + contrastive_loss(
             gamma * table.T, own, true_captions.T
         )
-    pictures = global_scores(first, positive)
     terms["vvm_local"] = matched_loss(local_scores(first, positive, GAMMA1, GAMMA2), GAMMA3_LOCAL, same_group)
-    terms["vvm_global"] = matched_loss(pictures, GAMMA3, same_group)
-    if scorer is not None:
-        columns, valid = _hard_negatives(scores["vlm_global"][1][:part], true_captions[:part], generator)
-        wrong = [(_rows(caption, columns), valid)]
-        if swapped is not None:
-            wrong.append((swapped, torch.ones_like(valid)))
-        terms["vlm_general"] = _scorer_loss(scorer, first, _rows(caption, own[:part]), wrong, "caption")
-        columns, valid = _hard_negatives(pictures, same_group, generator)
-        terms["vvm_general"] = _scorer_loss(scorer, first, positive, [(_rows(positive, columns), valid)], "image")
-    return Losses(sum(terms.values()), {k: v.detach() for k, v in terms.items()})
+    terms["vvm_global"] = matched_loss(global_scores(first, positive), GAMMA3, same_group)
+    return terms
+
+
+def _scorer_terms(
+    scorer: MatchingScoreBlock,
+    image: Features,
+    caption: Features,
+    swapped: Features | None,
+    positive: Features,
+    true_captions: Tensor,
+    same_group: Tensor,
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """The general level, see `pretraining_losses`."""
+    part = len(positive.pooled)
+    first, matched = _split(image, part)[0], _split(caption, part)[0]
+    columns, valid = _hard_negatives(global_scores(image, caption)[:part], true_captions[:part], generator)
+    wrong = [(_rows(caption, columns), valid)]
+    if swapped is not None:
+        wrong.append((swapped, torch.ones_like(valid)))
+    terms = {"vlm_general": _scorer_loss(scorer, first, matched, wrong, "caption")}
+    columns, valid = _hard_negatives(global_scores(first, positive), same_group, generator)
+    terms["vvm_general"] = _scorer_loss(scorer, first, positive, [(_rows(positive, columns), valid)], "image")
+    return terms
 
 
 def _scorer_loss(
@@ -243,7 +277,15 @@ class Evaluator:
 
     @torch.no_grad()
     def __call__(self, vlm: VLM) -> dict[str, float]:
-        """R@1 by local and global score; with attributes, how often a true caption beats its swapped twin."""
+        """How well the matcher does on the split.
+
+        Returns:
+            `local_r1`, `global_r1`: how often a picture's own caption scores highest of its pool. With a scorer,
+            `general_hard`: how often that one prefers the picture's own caption to the wrong one of the highest global
+            score (what is true of the picture is not wrong); absent if there is no wrong caption. With attributes,
+            `local_swapped`, `global_swapped`, and with a scorer `general_swapped`: how often a true caption beats its
+            swapped twin.
+        """
         vlm.eval()
         rows: dict[str, list[Tensor]] = defaultdict(list)
         for number, batch in enumerate(self.batches):
@@ -256,6 +298,12 @@ class Evaluator:
             }
             for name, table in scores.items():
                 rows[f"{name}_r1"].append((table.argmax(1) == own).float())
+            if vlm.scorer is not None:
+                general = vlm.scorer(image, caption, "caption")
+                true = _true_captions(self.truth, batch).to(self.device)
+                hardest = scores["global"].masked_fill(true, -torch.inf).argmax(1)
+                better = general > vlm.scorer(image, _rows(caption, hardest), "caption")
+                rows["general_hard"].append(better[~true.all(1)].float())
             if self.swapped:
                 twin = vlm.encode_text(self.swapped[number])
                 better = {
@@ -263,10 +311,11 @@ class Evaluator:
                     "global": scores["global"].diagonal() > global_scores(image, twin).diagonal(),
                 }
                 if vlm.scorer is not None:
-                    better["general"] = vlm.scorer(image, caption, "caption") > vlm.scorer(image, twin, "caption")
+                    better["general"] = general > vlm.scorer(image, twin, "caption")
                 for name, table in better.items():
                     rows[f"{name}_swapped"].append(table.float())
-        return {name: float(torch.cat(parts).mean()) for name, parts in rows.items()}
+        results = {name: torch.cat(parts) for name, parts in rows.items()}
+        return {name: float(values.mean()) for name, values in results.items() if len(values)}
 
 
 def _true_captions(truth: BirdTruth | None, batch: Batch) -> Tensor:
@@ -280,7 +329,9 @@ def pretrain(
     data: str | Path,
     out: str | Path,
     *,
-    encoder: str = "conv",
+    encoder: str | None = None,
+    damsm: str | Path | None = None,
+    freeze_encoders: bool = False,
     epochs: int = 30,
     batch: int = 64,
     embed_dim: int | None = None,
@@ -297,7 +348,9 @@ def pretrain(
     Args:
         data: folder of captioned pictures with a train split, and a validation (else test) split to choose the epoch.
         out: the matcher's file. `out` + ".state" beside it holds what a resumed run needs, until the run is done.
-        encoder: "conv" (64 pixels, a CPU will do) or "inception" (299 pixels).
+        encoder: "conv" (64 pixels, a CPU will do; used when left out) or "inception" (299 pixels).
+        damsm: a published DAMSM text encoder, to start from it and from what `matchers.damsm_pair` finds with it.
+        freeze_encoders: train nothing but a scorer for the DAMSM encoders.
         epochs: passes over the train split.
         batch: pictures a step (paper: 64).
         embed_dim: D of the common space.
@@ -310,11 +363,18 @@ def pretrain(
         precision: "auto", "float32" or "bfloat16".
 
     Returns:
-        The matcher of the best epoch (mean of local and global R@1 on the held-out split).
+        The matcher of the best epoch on the held-out split: by the mean of local and global R@1 or, as frozen encoders
+        do not change these, by `general_hard` (see `Evaluator`).
 
     Raises:
         ValueError, FileNotFoundError: the message names the argument or file.
     """
+    for name, value in (("encoder", encoder), ("embed_dim", embed_dim), ("image_weights", image_weights)):
+        if damsm is not None and value is not None:
+            raise ValueError(f"{name}: the DAMSM files decide on it, leave it out, got {value!r}")
+    if freeze_encoders and damsm is None:
+        raise ValueError("freeze_encoders: expected DAMSM encoders with it (--damsm), new ones have to be trained")
+    encoder = encoder or ("conv" if damsm is None else "inception")
     if encoder not in DEFAULTS:
         raise ValueError(f"encoder: expected one of {sorted(DEFAULTS)}, got {encoder!r}")
     if encoder != "inception" and image_weights is not None:
@@ -323,12 +383,8 @@ def pretrain(
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
     default_size, default_rate, default_dim = DEFAULTS[encoder]
-    image_size, embed_dim = image_size or default_size, embed_dim or default_dim
+    image_size = image_size or default_size
     learning_rate = learning_rate or default_rate
-    settings = {
-        "data": Path(data).name, "encoder": encoder, "epochs": epochs, "batch": batch, "embed_dim": embed_dim,
-        "image_size": image_size, "learning_rate": learning_rate, "image_weights": image_weights, "seed": seed,
-    }  # fmt: skip
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"out: expected a file to write, got the folder {out}")
@@ -338,10 +394,26 @@ def pretrain(
     dtype = training.choose_precision(place, precision)
 
     records, held_out_name, held_out = _open(data)
-    pictures = _digest(records)
+    pictures = _digest(line for record in records for line in (record.key, *record.captions))
     truth = find_truth(data)
     torch.manual_seed(seed)
-    vlm = _new_vlm(records, encoder, embed_dim, image_weights, settings).to(place)
+    if damsm is None:
+        vlm = _new_vlm(records, encoder, embed_dim or default_dim, image_weights)
+    else:
+        vlm = _damsm_vlm(Path(damsm), Path(data), freeze_encoders)
+    settings = {
+        "data": Path(data).name, "encoder": encoder, "epochs": epochs, "batch": batch, "embed_dim": vlm.embed_dim,
+        "image_size": image_size, "learning_rate": learning_rate, "image_weights": image_weights, "seed": seed,
+    }  # fmt: skip
+    if damsm is not None:
+        # The contents as well: another pair, or a pair of another vocabulary, may lie in files of the same names.
+        settings |= {
+            "damsm": Path(damsm).name, "freeze_encoders": freeze_encoders,
+            "text_encoder": fingerprint(vlm.text_encoder), "image_encoder": fingerprint(vlm.image_encoder),
+            "vocabulary": _digest(vlm.vocabulary.words),
+        }  # fmt: skip
+    vlm.notes["pretraining"] = settings
+    vlm.to(place)
     trained = [p for p in vlm.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=1e-4, betas=(0.9, 0.98))
     steps_per_epoch = max(len(records) // batch, 1)
@@ -374,7 +446,7 @@ def pretrain(
         pairs, batch, seed, collate_pairs, first_step=first_epoch * steps_per_epoch, device=place
     )
     for epoch in range(first_epoch, epochs):
-        _train_mode(vlm, frozen_trunk=image_weights is not None)
+        _train_mode(vlm)
         bar = training.progress(itertools.islice(batches, steps_per_epoch), total=steps_per_epoch, leave=False)
         bar.set_description(f"epoch {epoch + 1}/{epochs}")
         for number, (first, second) in enumerate(bar):
@@ -390,7 +462,11 @@ def pretrain(
             if number % 10 == 0:
                 bar.set_postfix({k: f"{float(v):.2f}" for k, v in losses.terms.items()})
         results = evaluate(vlm)
-        score = (results["local_r1"] + results["global_r1"]) / 2
+        if freeze_encoders:
+            # The last epoch where no caption of the split is wrong, as in a split of one class.
+            score = results.get("general_hard", epoch)
+        else:
+            score = (results["local_r1"] + results["global_r1"]) / 2
         scores = _sentence(results, ceiling, len(evaluate.pools[0]))
         print(f"epoch {epoch + 1}/{epochs}  {held_out_name}: {scores}", flush=True)
         if score > best["score"]:
@@ -415,13 +491,12 @@ def _open(data: str | Path) -> tuple[list[Record], str, list[Record]]:
     return open_split(data, "train"), held_out, open_split(data, held_out)
 
 
-def _digest(records: Sequence[Record]) -> str:
-    """Names pictures and captions, for telling data apart that lie in folders of one name."""
-    lines = [line for record in records for line in (record.key, *record.captions)]
+def _digest(lines: Iterable[str]) -> str:
+    """Names the text of pictures, captions or words, for telling apart what lies in places of one name."""
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _new_vlm(records: Sequence[Record], encoder: str, embed_dim: int, image_weights: str | None, settings: dict) -> VLM:
+def _new_vlm(records: Sequence[Record], encoder: str, embed_dim: int, image_weights: str | None) -> VLM:
     vocabulary = Vocabulary.build(caption for record in records for caption in record.captions)
     options = {"weights": image_weights} if image_weights is not None else {}
     image_encoder = build_image_encoder(encoder, embed_dim=embed_dim, **options)
@@ -429,13 +504,21 @@ def _new_vlm(records: Sequence[Record], encoder: str, embed_dim: int, image_weig
         for name, parameter in image_encoder.named_parameters():
             parameter.requires_grad_(name.startswith("emb_"))
     text_encoder = LSTMTextEncoder(len(vocabulary), embed_dim)
-    return VLM(image_encoder, text_encoder, vocabulary, MatchingScoreBlock(embed_dim), notes={"pretraining": settings})
+    return VLM(image_encoder, text_encoder, vocabulary, MatchingScoreBlock(embed_dim))
 
 
-def _train_mode(vlm: VLM, frozen_trunk: bool) -> None:
+def _damsm_vlm(text_encoder: Path, data: Path, freeze_encoders: bool) -> VLM:
+    vlm = damsm_pair(text_encoder, data).requires_grad_(not freeze_encoders)
+    vlm.scorer = MatchingScoreBlock(vlm.embed_dim)
+    return vlm
+
+
+def _train_mode(vlm: VLM) -> None:
     vlm.train()
-    if frozen_trunk:
-        vlm.image_encoder.eval()
+    for encoder in (vlm.image_encoder, vlm.text_encoder):
+        # Frozen weights, be it of the trunk alone, belong to the BatchNorm statistics that they came with.
+        if not all(parameter.requires_grad for parameter in encoder.parameters()):
+            encoder.eval()
 
 
 def _step_losses(
@@ -455,13 +538,17 @@ def _step_losses(
         swapped = [swap_caption(c, list(said := read_caption(c)), said, rng)[0] for c in captions[:part]]
     true_captions = _true_captions(truth, first)
     same_group = first.class_ids[:part, None] == second.class_ids[None, :part]
+    true_captions, same_group = true_captions.to(device), same_group.to(device)
+    # The text encoder trains unless both encoders are frozen.
+    encoders_train = all(parameter.requires_grad for parameter in vlm.text_encoder.parameters())
     with training.autocast(device, dtype):
         images = torch.cat([first.images, second.images[:part]]).to(device, memory_format=torch.channels_last)
-        image, positive = _split(vlm.encode_image(images), batch)
-        caption, twin = _split(vlm.encode_text(captions + swapped, generator), batch)
+        with torch.set_grad_enabled(encoders_train):
+            image, positive = _split(vlm.encode_image(images), batch)
+            caption, twin = _split(vlm.encode_text(captions + swapped, generator), batch)
         twin = twin if swapped else None
         return pretraining_losses(
-            image, caption, twin, positive, vlm.scorer, true_captions.to(device), same_group.to(device), generator
+            image, caption, twin, positive, vlm.scorer, true_captions, same_group, generator, encoders_train
         )
 
 
@@ -478,6 +565,8 @@ def _sentence(results: dict[str, float], ceiling: float, pool: int) -> str:
     parts = [
         f"R@1 of {pool} local {results['local_r1']:.3f}, global {results['global_r1']:.3f} (ceiling {ceiling:.3f})"
     ]
+    if "general_hard" in results:
+        parts.append(f"true over hardest wrong: general {results['general_hard']:.3f}")
     if swapped := [
         f"{n} {results[f'{n}_swapped']:.3f}" for n in ("local", "global", "general") if f"{n}_swapped" in results
     ]:
@@ -486,14 +575,23 @@ def _sentence(results: dict[str, float], ceiling: float, pool: int) -> str:
 
 
 def _difference(old: dict, new: dict) -> str:
-    return ", ".join(f"{k}: {old.get(k)!r} there, {new[k]!r} here" for k in new if old.get(k) != new[k])
+    return ", ".join(
+        f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in {**old, **new} if old.get(k) != new.get(k)
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlm-plugin pretrain`."""
     parser.add_argument("--data", required=True, help="folder of captioned pictures")
     parser.add_argument("--out", required=True, help="file to write; the same command again resumes after a kill")
-    parser.add_argument("--encoder", choices=sorted(DEFAULTS), default="conv")
+    # Not given is something else than given as conv: with --damsm the files decide.
+    parser.add_argument(
+        "--encoder", choices=sorted(DEFAULTS), default=argparse.SUPPRESS, help="image encoder (default: conv)"
+    )
+    parser.add_argument(
+        "--damsm", metavar="TEXT_ENCODER", help="start from this published DAMSM text encoder and its image encoder"
+    )
+    parser.add_argument("--freeze-encoders", action="store_true", help="with --damsm, train nothing but the scorer")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--embed-dim", type=int, help="common dimension (conv: 128, inception: 256)")

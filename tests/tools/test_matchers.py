@@ -1,0 +1,177 @@
+"""A matcher by name: the packaged one, a file of either kind under any name, and DAMSM files with parts missing."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from vlm_plugin import VLM, InceptionEncoder, LSTMTextEncoder, model
+from vlm_plugin.tools.matchers import PACKAGED, damsm_pair, load_matcher
+
+WORDS = 12
+
+
+def write_vocabulary(path: Path, words: int = WORDS, name: str = "word") -> None:
+    path.parent.mkdir(exist_ok=True)
+    by_id = dict(enumerate(["<end>", *(f"{name}{i}" for i in range(1, words))]))
+    path.write_bytes(pickle.dumps([[[1]], [[2]], by_id, {word: i for i, word in by_id.items()}], protocol=2))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A pair in the published format: only the text encoder can be made small."""
+    folder = tmp_path_factory.mktemp("damsm")
+    torch.manual_seed(3)
+    torch.save(InceptionEncoder(8, "Mixed_7c").state_dict(), folder / "image_encoder7.pth")
+    torch.save(LSTMTextEncoder(WORDS, 8, 5).state_dict(), folder / "text_encoder7.pth")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def folder(published: Path, tmp_path: Path) -> Path:
+    """The pair in a folder of its own, whose name is a trap."""
+    copy = tmp_path / "text_encoders"
+    copy.mkdir()
+    for file in published.iterdir():
+        (copy / file.name).symlink_to(file)
+    return copy
+
+
+# ------------------------------------------------------------------------------------------------- VLM checkpoints
+
+
+def test_the_packaged_matcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the working folder passes for it; a bare name means the working folder first."""
+    assets = tmp_path / "assets"
+    assets.mkdir()
+    tiny.build_matcher(1).save(assets / "birds.vlm.pt")
+    monkeypatch.setattr(model, "ASSETS", assets)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny.matcher(), PACKAGED)
+    packaged = VLM.load(assets / "birds.vlm.pt").fingerprint
+    assert load_matcher(PACKAGED).fingerprint == packaged
+    assert load_matcher("birds.vlm.pt").fingerprint == packaged
+    shutil.copy(tiny.matcher(), "birds.vlm.pt")
+    assert load_matcher(PACKAGED).fingerprint == packaged
+    assert load_matcher("birds.vlm.pt").fingerprint == VLM.load(tiny.matcher()).fingerprint
+
+
+@pytest.mark.parametrize("name", ["mine.vlm.pt", "text_encoder7.pth", "noextension"])
+def test_a_checkpoint_under_any_name(tmp_path: Path, name: str) -> None:
+    shutil.copy(tiny.matcher(), tmp_path / name)
+    vlm = load_matcher(str(tmp_path / name))
+    assert vlm.fingerprint == VLM.load(tiny.matcher()).fingerprint
+    assert not any(part.training for part in vlm.modules())
+    assert vlm.scorer is not None
+    assert load_matcher(str(tmp_path / name), device="meta").device.type == "meta"
+
+
+# ------------------------------------------------------------------------------------------------------ DAMSM files
+
+
+def test_a_published_pair(folder: Path, tmp_path: Path) -> None:
+    text = folder / "text_encoder7.pth"
+    write_vocabulary(tmp_path / "data" / "captions.pickle")
+    vlm = load_matcher(str(text), tmp_path / "data")
+    expected = VLM.from_damsm(text, folder / "image_encoder7.pth", tmp_path / "data" / "captions.pickle")
+    assert vlm.fingerprint == expected.fingerprint
+    assert vlm.vocabulary == expected.vocabulary
+    assert vlm.scorer is None
+    assert not any(part.training for part in vlm.modules())
+    assert load_matcher(str(text), tmp_path / "data", "meta").device.type == "meta"
+
+
+def test_where_files_are_looked_for(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary in four places, one after another; the image encoder by the name of its file alone."""
+    asked = []
+    monkeypatch.setattr(VLM, "from_damsm", lambda *paths: (asked.append(paths), tiny.build_matcher(scorer=False))[1])
+    text, data = folder / "text_encoder7.pth", tmp_path / "data"
+    places = [parent / name for parent in (data, folder) for name in ("captions.pickle", "captions_DAMSM.pickle")]
+    for place in reversed(places):
+        write_vocabulary(place)
+        load_matcher(str(text), data)
+        assert asked.pop() == (text, folder / "image_encoder7.pth", place)
+    load_matcher(str(text))
+    assert asked.pop()[2] == folder / "captions.pickle"
+    # A folder that is called like the file is none.
+    places[0].unlink()
+    places[0].mkdir()
+    load_matcher(str(text), data)
+    assert asked.pop()[2] == data / "captions_DAMSM.pickle"
+
+
+def test_missing_parts_are_named(folder: Path, tmp_path: Path) -> None:
+    text, image, data = folder / "text_encoder7.pth", folder / "image_encoder7.pth", tmp_path / "data"
+    with pytest.raises(FileNotFoundError) as refused:
+        load_matcher(str(text), data)
+    assert str(refused.value) == (
+        f"{text}: expected its vocabulary, captions.pickle or captions_DAMSM.pickle, "
+        f"in {data} or {folder}, found neither"
+    )
+    with pytest.raises(FileNotFoundError, match=rf"in {folder}, found neither"):
+        load_matcher(str(text))
+    write_vocabulary(data / "captions.pickle", WORDS + 1)
+    message = rf"{text} was trained with 12 words, the vocabulary has 13 \({data / 'captions.pickle'}\)"
+    with pytest.raises(ValueError, match=message):
+        load_matcher(str(text), data)
+    write_vocabulary(data / "captions.pickle")
+    image.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"^{image}: expected the image encoder of {text}, found no such file"):
+        load_matcher(str(text), data)
+    text.rename(folder / "words.pth")
+    with pytest.raises(ValueError, match=r"words.pth: expected 'text_encoder' in the file's name, by which its image"):
+        load_matcher(str(folder / "words.pth"), data)
+    with pytest.raises(FileNotFoundError, match=rf"^{text}: expected a DAMSM text encoder, found no such file"):
+        damsm_pair(text, data)
+
+
+def test_a_text_encoder_in_the_image_encoders_place(folder: Path, tmp_path: Path) -> None:
+    write_vocabulary(tmp_path / "captions.pickle")
+    (folder / "image_encoder7.pth").unlink()
+    shutil.copy(folder / "text_encoder7.pth", folder / "image_encoder7.pth")
+    with pytest.raises(ValueError, match=r"image_encoder7.pth: expected the state dict of a DAMSM image encoder"):
+        load_matcher(str(folder / "text_encoder7.pth"), tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------- other files
+
+
+class Bomb:
+    """A pickle that makes a folder when read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+def test_other_files(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "text_encoder1.pth"
+    neither = r"text_encoder1.pth: expected a VLM checkpoint or state dict of a DAMSM text encoder, got something else"
+    for content in ({"netG": {}}, [1, 2], torch.zeros(2)):
+        torch.save(content, file)
+        with pytest.raises(ValueError, match=neither):
+            load_matcher(str(file), tmp_path)
+    with pytest.raises(ValueError, match=r"image_encoder7.pth: expected a VLM checkpoint or state dict of a DAMSM"):
+        load_matcher(str(folder / "image_encoder7.pth"), tmp_path)
+    with pytest.raises(ValueError, match=r"tiny.judge.pt: expected a vlm_plugin.VLM file, got vlm_plugin.Judge"):
+        load_matcher(str(tiny.judge()), tmp_path)
+    for content in (b"", b"nothing", tiny.matcher().read_bytes()[:1000]):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"text_encoder1.pth: not a readable VLM checkpoint or state dict"):
+            load_matcher(str(file), tmp_path)
+    torch.save({"encoder.weight": Bomb(tmp_path / "it ran")}, file)
+    with pytest.raises(ValueError, match=r"text_encoder1.pth: not a readable"):
+        load_matcher(str(file), tmp_path)
+    assert not (tmp_path / "it ran").exists()
+    with pytest.raises(FileNotFoundError, match=r"missing.pth: no such file \(packaged matchers: birds.vlm.pt\)"):
+        load_matcher(str(tmp_path / "missing.pth"), tmp_path)

@@ -1,0 +1,76 @@
+"""The matcher that a command line names: the packaged one, a checkpoint file, or published DAMSM files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vlm_plugin import model
+from vlm_plugin.model import VLM
+
+PACKAGED = "packaged"
+# Where the published pipelines keep the vocabulary that a DAMSM text encoder was trained with.
+_VOCABULARIES = ("captions.pickle", "captions_DAMSM.pickle")
+
+
+def load_matcher(name: str, data: Path | None = None, device: torch.device | str = "cpu") -> VLM:
+    """Load a matcher, told by what is in the file.
+
+    Args:
+        name: `PACKAGED`, which no file in the working folder shadows; the file of a VLM (the bare name of a packaged
+            one will do); or the state dict of a published DAMSM text encoder, see `damsm_pair`.
+        data: the data folder, where a DAMSM vocabulary is looked for.
+        device: where to put the weights.
+
+    Returns:
+        The matcher in eval mode; from DAMSM files it has no scorer.
+
+    Raises:
+        FileNotFoundError, ValueError: the message names the file, or what was looked for and where.
+    """
+    path = model.ASSETS / "birds.vlm.pt" if name == PACKAGED else model.find_file(name)
+    what = "VLM checkpoint or state dict of a DAMSM text encoder"
+    content = model.read_file(path, what)
+    if isinstance(content, dict) and "format" in content:
+        return VLM.from_content(content, path).to(device)
+    if isinstance(content, dict) and "encoder.weight" in content:
+        return damsm_pair(path, data).to(device)
+    raise ValueError(f"{path}: expected a {what}, got something else")
+
+
+def damsm_pair(text_encoder: Path, data: Path | None) -> VLM:
+    """A matcher without scorer from a published DAMSM text encoder and what belongs to it.
+
+    The image encoder lies beside it, with `image_encoder` for `text_encoder` in the file's name. The vocabulary is the
+    first there is of `captions.pickle` and `captions_DAMSM.pickle` in the data folder, then beside the encoder.
+
+    Args:
+        text_encoder: for example `text_encoder200.pth`.
+        data: the data folder, or None.
+
+    Returns:
+        The matcher on the CPU, in eval mode.
+
+    Raises:
+        FileNotFoundError: one of the three files is missing; the message says where it was looked for.
+        ValueError: the files are something else, or do not belong together.
+    """
+    if not text_encoder.is_file():
+        raise FileNotFoundError(f"{text_encoder}: expected a DAMSM text encoder, found no such file")
+    image_encoder = text_encoder.with_name(text_encoder.name.replace("text_encoder", "image_encoder"))
+    if image_encoder == text_encoder:
+        raise ValueError(
+            f"{text_encoder}: expected 'text_encoder' in the file's name, by which its image encoder is found"
+        )
+    if not image_encoder.is_file():
+        raise FileNotFoundError(f"{image_encoder}: expected the image encoder of {text_encoder}, found no such file")
+    folders = [folder for folder in (data, text_encoder.parent) if folder is not None]
+    candidates = [folder / name for folder in folders for name in _VOCABULARIES]
+    vocabulary = next((path for path in candidates if path.is_file()), None)
+    if vocabulary is None:
+        raise FileNotFoundError(
+            f"{text_encoder}: expected its vocabulary, {' or '.join(_VOCABULARIES)}, in "
+            f"{' or '.join(map(str, folders))}, found neither"
+        )
+    return VLM.from_damsm(text_encoder, image_encoder, vocabulary)
