@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the packaged files anew, in FOLDER: the matcher, the judge, and the plain DF-GAN that the main job starts from.
-# About an hour and a half on two CPU cores. Killed, the matcher's training goes on when the script is run again.
+# Makes the packaged files anew, in FOLDER: the matcher, the judge, and the plain generators that runs start from.
+# About two and a half hours on two CPU cores. Killed, the matcher's training goes on when the script is run again.
 # The judge's pictures and seed are its own: it must not share the matcher's training.
 set -euo pipefail
 folder=${1:?usage: make_assets.sh FOLDER}
@@ -18,4 +18,10 @@ $tool judge --data "$folder/birds-judge" --out "$folder/birds.judge.pt" --epochs
 # steps, 2e-4 after; here it is 2e-4 throughout, so the result is of the same kind, not the same.
 python "$here/baselines/dfgan/main.py" --data "$folder/birds" --text-encoder "$folder/birds.vlm.pt" \
   --out "$folder/runs" --steps "${STEPS:-9140}" --seed 0
-python -m baselines.dfgan.export "$(ls -d "$folder"/runs/*-dfgan | tail -n 1)" "$folder/birds.pt"
+python "$here/baselines/export.py" "$(ls -d "$folder"/runs/*-dfgan | tail -n 1)" "$folder/dfgan.pt"
+
+# Plain AttnGAN, with DAMSM. The packaged one had a generator_lr of 4e-4 and a DAMSM weight of .2 for its first 4,012
+# steps, then 2e-4 and .05 as here, so again the result is of the same kind, not the same.
+python "$here/baselines/attngan/main.py" --data "$folder/birds" --text-encoder "$folder/birds.vlm.pt" \
+  --out "$folder/runs" --steps "${STEPS:-8117}" --seed 0
+python "$here/baselines/export.py" "$(ls -d "$folder"/runs/*-attngan | tail -n 1)" "$folder/attngan.pt"

@@ -6,17 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from easydict import EasyDict
 
+from baselines.attngan.trainer import AttnGAN
 from baselines.dfgan.trainer import DFGAN
 from vlm_plugin import TERMS, VLM, DualVLMLoss
 from vlm_plugin.data import ATTRIBUTES, BirdTruth, CaptionedImages, Record, make_birds, open_split
-from vlm_plugin.model import ASSETS, read_checkpoint
-from vlm_plugin.tools import gan, training
+from vlm_plugin.model import ASSETS, fingerprint, read_checkpoint
+from vlm_plugin.tools import training
 from vlm_plugin.tools.judge import PACKAGED, Judge, attribute_accuracy
+from vlm_plugin.tools.settings import read_config
 
-START = Path(__file__).parents[1] / "baselines" / "dfgan" / "assets" / "birds.pt"
-MATCHER = ASSETS / gan.PACKAGED_MATCHER
+MATCHER = ASSETS / "birds.vlm.pt"
+BASELINES = {name: Path(__file__).parents[1] / "baselines" / name for name in ("attngan", "dfgan")}
+STARTS = {name: folder / "assets" / "birds.pt" for name, folder in BASELINES.items()}
+TRAINERS = {"attngan": AttnGAN, "dfgan": DFGAN}
+# What decides the shapes, and what a generator reads.
+MADE_WITH = {
+    "attngan": ("base_size", "stages", "gf_dim", "df_dim", "z_dim", "condition_dim", "residual_blocks"),
+    "dfgan": ("image_size", "nf", "z_dim"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +36,15 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Record], torch
     return records, torch.stack([images[i].image for i in range(200)]), BirdTruth(root)
 
 
-@pytest.mark.parametrize(("path", "megabytes"), [(MATCHER, 4), (PACKAGED, 2), (START, 8)])
+@pytest.mark.parametrize(
+    ("path", "megabytes"), [(MATCHER, 4), (PACKAGED, 2), *((start, 6) for start in STARTS.values())]
+)
 def test_files_are_small(path: Path, megabytes: int) -> None:
     assert 0 < path.stat().st_size <= megabytes * 2**20
 
 
 def test_the_matcher_says_where_it_comes_from() -> None:
-    vlm = VLM.load(gan.PACKAGED_MATCHER)
+    vlm = VLM.load("birds.vlm.pt")
     assert vlm.embed_dim == 128
     assert vlm.scorer is not None
     notes = vlm.notes["held_out"]
@@ -63,7 +73,7 @@ def test_the_judge_is_as_good_as_it_says(fresh: tuple[list[Record], torch.Tensor
 
 def test_the_matcher_tells_fresh_captions_apart(fresh: tuple[list[Record], torch.Tensor, BirdTruth]) -> None:
     records, images, _ = fresh
-    vlm = VLM.load(gan.PACKAGED_MATCHER)
+    vlm = VLM.load("birds.vlm.pt")
     captions = [record.captions[i % 10] for i, record in enumerate(records)]
     with torch.no_grad():
         image, text = vlm.encode_image(images), vlm.encode_text(captions)
@@ -72,20 +82,49 @@ def test_the_matcher_tells_fresh_captions_apart(fresh: tuple[list[Record], torch
     assert (own > other).float().mean() > 0.85
 
 
-def test_the_start_belongs_to_the_matcher() -> None:
-    settings = gan.read_config(START.parents[1] / "cfg" / "synthetic.yml", START.parents[1] / "cfg" / "synthetic.yml")
-    vlm = VLM.load(gan.PACKAGED_MATCHER)
-    content = read_checkpoint(START, "vlm_plugin.DFGAN", 1)
-    assert vlm.fingerprint in content["notes"].values()
-    trainer = DFGAN(settings, vlm.embed_dim, torch.device("cpu"), torch.float32)
-    trainer.load_start(START)
-    made_with = EasyDict(content["notes"]["settings"])
-    for name in ("nf", "z_dim", "image_size", "normalise_sentence"):
-        assert made_with[name] == settings[name], name
-    noise = training.noise((4, settings.z_dim), torch.device("cpu"), 0)
-    pictures = trainer.sample(noise, vlm.encode_text(["a red bird with black wings."] * 4).detach())
-    assert pictures.shape == (4, 3, 64, 64)
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_start_belongs_to_the_matcher_and_the_settings(name: str) -> None:
+    start, vlm = STARTS[name], VLM.load("birds.vlm.pt")
+    settings = read_config(BASELINES[name] / "cfg" / "synthetic.yml", BASELINES[name]).settings
+    notes = read_checkpoint(start, f"vlm_plugin.{TRAINERS[name].name}", 1)["notes"]
+    assert notes["matcher"] == vlm.fingerprint
+    assert notes["text_fingerprint"] == fingerprint(vlm.text_encoder)
+    assert not notes["with_vlm"]
+    for setting in (*MADE_WITH[name], "normalise_text"):
+        assert notes["settings"][setting] == settings[setting], setting
+    trainer = TRAINERS[name](settings, vlm, torch.device("cpu"), torch.float32)
+    assert trainer.load_start(start, vlm) == ["generator", *trainer.discriminators]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_start_is_whole_and_half_as_wide(name: str) -> None:
+    weights = read_checkpoint(STARTS[name], f"vlm_plugin.{TRAINERS[name].name}", 1)["weights"]
+    values = [value for network in weights.values() for value in network.values()]
+    # A BatchNorm counts its batches in whole numbers.
+    floating = [value for value in values if value.is_floating_point()]
+    assert all(value.dim() == 0 for value in values if not value.is_floating_point())
+    assert {value.dtype for value in floating} == {torch.float16}
+    assert all(value.isfinite().all() for value in floating)
+    assert STARTS[name].stat().st_size < 1.1 * 2 * sum(value.numel() for value in floating)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_start_draws_what_the_caption_says(name: str, fresh: tuple[list[Record], torch.Tensor, BirdTruth]) -> None:
+    records, *_ = fresh
+    vlm, judge = VLM.load("birds.vlm.pt"), Judge.load()
+    settings = read_config(BASELINES[name] / "cfg" / "synthetic.yml", BASELINES[name]).settings
+    trainer = TRAINERS[name](settings, vlm, torch.device("cpu"), torch.float32)
+    trainer.load_start(STARTS[name], vlm)
+    captions = [record.captions[i % 10] for i, record in enumerate(records[:100])]
+    noise = training.noise((100, trainer.noise_dim), torch.device("cpu"), 0)
+    with torch.no_grad():
+        pictures = trainer.sample(noise, vlm.encode_text(captions))
+        same = trainer.sample(noise[:4], vlm.encode_text(["a red bird with black wings."] * 4))
+    assert pictures.shape == (100, 3, 64, 64)
     assert pictures.isfinite().all()
-    # Four noises, four pictures, none of them flat.
-    assert pictures.flatten(1).std(1).min() > 0.05
-    assert pictures.std(0).mean() > 0.01
+    found = judge.find(pictures)
+    assert attribute_accuracy(found, captions).mean() > 0.5
+    assert attribute_accuracy(found.roll(50, 0), captions).mean() < 0.3
+    # Four noises, four pictures of one caption, none of them flat.
+    assert same.flatten(1).std(1).min() > 0.05
+    assert same.std(0).mean() > 0.01

@@ -27,14 +27,14 @@ def commands() -> list[list[str]]:
 
 
 def test_every_command_is_one_that_exists() -> None:
-    seen = {"vlm-plugin": 0, "baselines/dfgan/main.py": 0}
+    seen = {"vlm-plugin": 0, "baselines/dfgan/main.py": 0, "baselines/attngan/main.py": 0}
     for words in commands():
         if words[0] == "vlm-plugin":
             parser().parse_args(words[1:])
             seen["vlm-plugin"] += 1
-        elif len(words) > 1 and words[1] == "baselines/dfgan/main.py":
-            gan.parser("dfgan").parse_args(words[2:])
-            seen["baselines/dfgan/main.py"] += 1
+        elif len(words) > 1 and words[1] in seen:
+            gan.parser(words[1].split("/")[1]).parse_args(words[2:])
+            seen[words[1]] += 1
         else:
             assert words[0] in ("python3", "pip", ".venv/bin/pip", ".venv/bin/python"), words
     assert all(seen.values()), seen

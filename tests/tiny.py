@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -15,6 +16,12 @@ from vlm_plugin.tools.judge import Judge
 
 ROOT = Path(__file__).resolve().parents[1]
 DIM, SIZE = 8, 32
+_SIZES = {
+    "dfgan": {"image_size": SIZE, "nf": 2},
+    "attngan": {
+        "base_size": SIZE // 2, "stages": 2, "gf_dim": 2, "df_dim": 2, "condition_dim": 4, "residual_blocks": 1,
+    },
+}  # fmt: skip
 
 
 @functools.cache
@@ -54,16 +61,22 @@ def judge() -> Path:
     return path
 
 
-def config(path: Path, **changes: object) -> Path:
-    """A settings file for DF-GAN at 32 pixels; names with a dot change the `vlm` part."""
-    settings = yaml.safe_load((ROOT / "baselines" / "dfgan" / "cfg" / "synthetic.yml").read_text(encoding="utf-8"))
-    settings |= {
-        "image_size": SIZE, "nf": 2, "z_dim": 4, "batch": 4, "steps": 4, "precision": "float32", "evaluated": 10,
-        "log_every": 1, "sample_every": 3, "checkpoint_every": 2,
+def settings(baseline: str = "dfgan", **changes: object) -> dict[str, Any]:
+    """A baseline's settings at 32 pixels (AttnGAN's: two stages, 16 and 32); `a__b` changes `b` of the part `a`."""
+    path = ROOT / "baselines" / baseline / "cfg" / "synthetic.yml"
+    result = yaml.safe_load(path.read_text(encoding="utf-8"))
+    result |= {
+        "z_dim": 4, "batch": 4, "steps": 4, "precision": "float32", "evaluated": 10, "log_every": 1, "sample_every": 3,
+        "checkpoint_every": 2, **_SIZES[baseline],
     }  # fmt: skip
-    settings["vlm"] |= {"lambda_vvm": 0.5, "lambda_vlm": 0.5, "vvm_warmup": 0, "vlm_warmup": 0}
+    result["vlm"] |= {"lambda_vvm": 0.5, "lambda_vlm": 0.5, "vvm_warmup": 0, "vlm_warmup": 0}
     for name, value in changes.items():
         part, _, key = name.rpartition("__")
-        (settings[part] if part else settings)[key] = value
-    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        (result[part] if part else result)[key] = value
+    return result
+
+
+def config(path: Path, baseline: str = "dfgan", **changes: object) -> Path:
+    """A settings file with `settings`."""
+    path.write_text(yaml.safe_dump(settings(baseline, **changes)), encoding="utf-8")
     return path

@@ -3,8 +3,7 @@
 Source: "DF-GAN: A Simple and Effective Baseline for Text-to-Image Synthesis" (Tao et al., arXiv 2008.05865): one stage
 of up-sampling residual blocks whose features are modulated by the text ("Deep text-image Fusion Block"), and a
 discriminator with one conditional logit ("One-Way Output"). Parameter names, shapes and outputs agree with the
-published networks `NetG`, `NetD` and `NetC` of the 2022 release, so their checkpoints load with `strict=True`; see
-`load_published`.
+published networks `NetG`, `NetD` and `NetC` of the 2022 release, so their checkpoints load with `strict=True`.
 
 Channel widths, counted from the image inwards, double from `nf` until they reach the cap of `8 * nf`; the 4x4 end is
 always `8 * nf` wide. Known facts fix this for 64 and 256 pixels (and so for every size from 32 up, where the doubling
@@ -14,8 +13,6 @@ this project's choice: it keeps `ConditionalHead` independent of the image size.
 
 from __future__ import annotations
 
-import os
-import pickle
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -23,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ConditionalHead", "Discriminator", "Generator", "load_published"]
+from vlm_plugin import Features
+
+__all__ = ["ConditionalHead", "Discriminator", "Generator", "generator_of"]
 
 _SLOPE = 0.2  # of every leaky ReLU
 _BASE = 4  # side of the smallest feature map
@@ -148,6 +147,7 @@ class Generator(nn.Module):
         super().__init__()
         widths = _widths(nf, image_size)[::-1]
         self.nf, self.image_size = nf, image_size
+        self.noise_dim, self.embed_dim = z_dim, cond_dim
         self.z_dim, self.cond_dim = _positive("z_dim", z_dim), _positive("cond_dim", cond_dim)
         self.fc = nn.Linear(z_dim, widths[0] * _BASE * _BASE)
         # The noise enters every modulation beside the sentence, not the first layer alone: a fact of the shapes.
@@ -179,6 +179,10 @@ class Generator(nn.Module):
             x = block(x, condition)
         rgb = self.to_rgb(x)
         return torch.tanh(rgb if rgb.dtype == torch.float64 else rgb.float())
+
+    def draw(self, noise: Tensor, text: Features) -> tuple[Tensor, list[Tensor]]:
+        """Pictures of captions from noise (B, noise_dim); no attention, since DF-GAN reads the sentence alone."""
+        return self(noise, text.pooled), []
 
 
 class _DownBlock(nn.Module):
@@ -290,70 +294,17 @@ class ConditionalHead(nn.Module):
         return self.joint_conv(torch.cat([features, tiled], dim=1)).flatten()
 
 
-_PUBLISHED_KEYS: dict[type[nn.Module], str] = {Generator: "netG", Discriminator: "netD", ConditionalHead: "netC"}
-
-
-def load_published(
-    network: Generator | Discriminator | ConditionalHead,
-    source: str | os.PathLike[str] | Mapping[str, object],
-) -> nn.Module:
-    """Load a published DF-GAN checkpoint into `network`, all of it or nothing.
-
-    Args:
-        network: a `Generator`, `Discriminator` or `ConditionalHead` of the checkpoint's sizes.
-        source: a file, or what it holds: either the published training state `{"model": {"netG": ..., "netD": ...,
-            "netC": ...}, ...}` (also without the outer `"model"`), of which the part for this kind of network is taken,
-            or one network's bare state dict. Names may carry the `module.` prefix that data-parallel wrappers leave.
-
-    Returns:
-        `network`, on its own device and in its own dtype.
+def generator_of(state: Mapping[str, Tensor]) -> Generator:
+    """A generator of the sizes that the shapes of a `NetG` state dict tell, without its weights.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        TypeError: `network` is none of the three.
-        ValueError: the file holds something else than tensors and plain containers (it is read without executing
-            code), the checkpoint has no part for this network, or names or shapes differ; the first few are listed.
+        KeyError: no such state dict.
     """
-    key = next((name for kind, name in _PUBLISHED_KEYS.items() if isinstance(network, kind)), None)
-    if key is None:
-        raise TypeError(f"network must be a Generator, Discriminator or ConditionalHead, got {type(network).__name__}")
-    if isinstance(source, Mapping):
-        where, content = "the given state dict", source
-    else:
-        where = os.fspath(source)
-        try:
-            content = torch.load(where, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(f"{where} is no checkpoint of tensors and plain containers: {error}") from error
-    state = _tensors_of(content, key, where)
-    _compare(network, state, where)
-    network.load_state_dict(state, strict=True)
-    return network
-
-
-def _tensors_of(content: object, key: str, where: str) -> dict[str, Tensor]:
-    """Find one network's state dict in a checkpoint, without `module.` prefixes."""
-    part = content
-    if isinstance(part, Mapping) and isinstance(part.get("model"), Mapping):
-        part = part["model"]
-    if isinstance(part, Mapping) and any(isinstance(part.get(name), Mapping) for name in _PUBLISHED_KEYS.values()):
-        if not isinstance(part.get(key), Mapping):
-            raise ValueError(f"{where} has no {key!r}; it holds {', '.join(map(repr, part))}")
-        part = part[key]
-    if not isinstance(part, Mapping) or not part or not all(isinstance(value, Tensor) for value in part.values()):
-        raise ValueError(f"{where} is neither a DF-GAN training state nor a state dict of tensors")
-    return {str(name).removeprefix("module."): value for name, value in part.items()}
-
-
-def _compare(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    expected = network.state_dict()
-    problems = [f"{name} is missing" for name in expected if name not in state]
-    problems += [f"{name} is unknown" for name in state if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise ValueError(f"{where} does not fit this {type(network).__name__}: {shown}")
+    z_dim = state["fc.weight"].shape[1]
+    doublings = sum(name.startswith("GBlocks.") and name.endswith(".c1.weight") for name in state)
+    return Generator(
+        nf=state["to_rgb.1.weight"].shape[1],
+        z_dim=z_dim,
+        cond_dim=state["GBlocks.0.fuse1.affine0.fc_gamma.linear1.weight"].shape[1] - z_dim,
+        image_size=_BASE << doublings,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,8 @@ from fill import fill_, wave
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.dfgan.networks import ConditionalHead, Discriminator, Generator, load_published
+from baselines.dfgan.networks import ConditionalHead, Discriminator, Generator, generator_of
+from vlm_plugin import Features
 
 STATE_DICTS = json.loads((Path(__file__).parents[1] / "golden" / "dfgan_state_dicts.json").read_text())
 SIZES = [64, 256]
@@ -93,6 +93,29 @@ def test_other_sizes_fit_together(nf: int, size: int) -> None:
     assert features.shape == (2, 8 * nf, 4, 4)
     assert head(features, torch.randn(2, 9)).shape == (2,)
     assert head(features[:1], torch.randn(1, 9)).shape == (1,)
+
+
+@pytest.mark.parametrize(("nf", "z_dim", "cond_dim", "size"), [(1, 7, 9, 16), (3, 9, 2, 32), (2, 4, 4, 128)])
+def test_the_shapes_tell_the_sizes(nf: int, z_dim: int, cond_dim: int, size: int) -> None:
+    network = fill_(Generator(nf, z_dim, cond_dim, size))
+    again = generator_of(network.state_dict())
+    again.load_state_dict(network.state_dict(), strict=True)
+    assert (again.nf, again.noise_dim, again.embed_dim, again.image_size) == (nf, z_dim, cond_dim, size)
+    noise, sentence = wave(2, z_dim, phase=1), wave(2, cond_dim, phase=2)
+    assert torch.equal(again(noise, sentence), network(noise, sentence))
+
+
+def test_sizes_of_another_network_are_refused() -> None:
+    with pytest.raises(KeyError):
+        generator_of(Discriminator(2, 16).state_dict())
+
+
+def test_words_have_no_say() -> None:
+    network, noise, sentence = small()[0], wave(2, 5, phase=1), wave(2, 6, phase=2)
+    text = Features(torch.full((2, 3, 6), float("nan")), sentence, torch.ones(2, 3, dtype=torch.bool))
+    images, attention = network.draw(noise, text)
+    assert torch.equal(images, network(noise, sentence))
+    assert attention == []
 
 
 def test_128_pixels_are_the_256_pixel_networks_without_one_full_width_block() -> None:
@@ -266,106 +289,3 @@ def test_sizes_must_be_positive(make: Callable[[], nn.Module], name: str) -> Non
 def test_wrong_shapes_are_named(call: Callable[..., Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(*small())
-
-
-PARTS = ("netG", "netD", "netC")
-
-
-def training_state(prefix: str = "", size: int = 16) -> dict[str, object]:
-    """What a published `state_epoch_*.pth` looks like, for tiny networks."""
-    networks = dict(zip(PARTS, small(size), strict=True))
-    parts = {
-        part: {prefix + name: value.clone() for name, value in network.state_dict().items()}
-        for part, network in networks.items()
-    }
-    optimizer = torch.optim.Adam(networks["netG"].parameters()).state_dict()
-    return {"model": parts, "optimizers": {"optimizer_G": optimizer}, "epoch": 3}
-
-
-def fresh(part: str) -> nn.Module:
-    return {"netG": Generator(2, 5, 6, 16), "netD": Discriminator(2, 16), "netC": ConditionalHead(2, 6)}[part]
-
-
-@pytest.mark.parametrize("layout", ["file", "dict", "parts", "bare", "bare file"])
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("part", PARTS)
-def test_load_published(tmp_path: Path, part: str, prefix: str, layout: str) -> None:
-    state = training_state(prefix)
-    if layout == "parts":
-        state = state["model"]
-    elif layout.startswith("bare"):
-        state = state["model"][part]
-    source: object = state
-    if layout.endswith("file"):
-        source = tmp_path / "state_epoch_003.pth"
-        torch.save(state, source)
-    network = fresh(part)
-    assert load_published(network, source) is network
-    expected = dict(zip(PARTS, small(), strict=True))[part].state_dict()
-    for name, value in network.state_dict().items():
-        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
-
-
-def test_load_published_accepts_a_string_path(tmp_path: Path) -> None:
-    torch.save(training_state(), tmp_path / "state.pth")
-    load_published(fresh("netC"), str(tmp_path / "state.pth"))
-
-
-def test_load_published_names_the_first_differences_and_changes_nothing() -> None:
-    state = dict(training_state()["model"]["netD"])
-    state["head.weight"] = state.pop("conv_img.weight")
-    state["conv_img.bias"] = torch.zeros(7)
-    network = fresh("netD")
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.raises(
-        ValueError, match=r"conv_img\.weight is missing; head\.weight is unknown; conv_img\.bias"
-    ) as info:
-        load_published(network, state)
-    assert "(7,) instead of (2,)" in str(info.value)
-    assert "Discriminator" in str(info.value)
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-
-
-def test_load_published_of_another_size_lists_a_few_differences() -> None:
-    with pytest.raises(ValueError, match=r"; and \d+ more$") as info:
-        load_published(fresh("netG"), training_state(size=32))
-    assert len(str(info.value)) < 300
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"model": {"netG": {}, "netD": {}}}, "has no 'netC'; it holds 'netG', 'netD'"),
-        ({"epoch": 3}, "neither a DF-GAN training state nor"),
-        ({}, "neither a DF-GAN training state nor"),
-        ([1, 2], "neither a DF-GAN training state nor"),
-    ],
-)
-def test_load_published_refuses_other_contents(tmp_path: Path, content: object, message: str) -> None:
-    torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=message):
-        load_published(fresh("netC"), tmp_path / "other.pth")
-
-
-class Payload:
-    """Touches a file when unpickled by a reader that executes code."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., int], tuple[str]]:
-        return os.system, (f"touch {self.path}",)
-
-
-def test_load_published_executes_nothing(tmp_path: Path) -> None:
-    torch.save({"model": Payload(tmp_path / "executed")}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="no checkpoint of tensors and plain containers"):
-        load_published(fresh("netC"), tmp_path / "evil.pth")
-    assert not (tmp_path / "executed").exists()
-
-
-def test_load_published_refuses_other_networks_and_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="Generator, Discriminator or ConditionalHead, got Linear"):
-        load_published(nn.Linear(1, 1), {})
-    with pytest.raises(FileNotFoundError):
-        load_published(fresh("netC"), tmp_path / "absent.pth")

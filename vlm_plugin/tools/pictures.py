@@ -5,25 +5,35 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vlm_plugin.features import Features
 from vlm_plugin.matching import context_cosines, region_attention
 from vlm_plugin.model import VLM
 
-_TILE, _GAP, _TEXT, _HEADER = 96, 4, 250, 26
+_TILE, _GAP, _TEXT, _HEADER, _LINE = 96, 4, 250, 26, 18
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def to_image(picture: Tensor, side: int) -> Image.Image:
-    """A `(3, S, S)` picture in [-1, 1] as `side` pixels of RGB."""
+class Heats(NamedTuple):
+    """A picture and where its words' weights lie."""
+
+    title: str
+    picture: Tensor
+    """(3, S, S) in [-1, 1]."""
+    words: Sequence[tuple[str, Tensor]]
+    """Label and weights (H, W) of each word."""
+
+
+def to_image(picture: Tensor, side: int | None = None) -> Image.Image:
+    """A `(3, S, S)` picture in [-1, 1] as RGB, resized to `side` pixels where that is given."""
     pixels = ((picture.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BICUBIC)
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return image if side is None else image.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def sample_sheet(path: str | Path, captions: Sequence[str], columns: Mapping[str, Sequence[Tensor]]) -> None:
@@ -45,7 +55,9 @@ def sample_sheet(path: str | Path, captions: Sequence[str], columns: Mapping[str
         left += count * (_TILE + _GAP) + 3 * _GAP
     for row, caption in enumerate(captions):
         top, left = _HEADER + row * (_TILE + _GAP), _TEXT
-        draw.multiline_text((6, top + 8), textwrap.fill(caption, 36), fill="black", font=font, spacing=3)
+        # As many lines as a row of tiles is high.
+        lines = textwrap.fill(caption, 36, max_lines=5, placeholder=" ...")
+        draw.multiline_text((6, top + 8), lines, fill="black", font=font, spacing=3)
         for rows in columns.values():
             for picture in rows[row]:
                 sheet.paste(to_image(picture, _TILE), (left, top))
@@ -67,7 +79,9 @@ def loss_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
     from matplotlib import pyplot
 
     terms = [name for name in rows[-1] if f"floor_{name}" in rows[-1]]
-    panels = [("adversarial", ["discriminator", "generator", "penalty"])]
+    panels = [("adversarial", [n for n in ("discriminator", "generator", "penalty", "kl") if n in rows[-1]])]
+    if damsm := [name for name in rows[-1] if name.startswith("damsm_")]:
+        panels.append(("DAMSM", damsm))
     for half, title in (("vlm_", "fake image and its caption"), ("vvm_", "fake image and real image")):
         if names := [t for t in terms if t.startswith(half)]:
             panels.append((title, names))
@@ -89,42 +103,53 @@ def loss_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 @torch.no_grad()
-def attention_sheet(path: str | Path, vlm: VLM, pictures: Tensor, captions: Sequence[str], words: int = 12) -> None:
-    """Where each word looks: the picture, then one tile a word, bright where its attention is.
+def attention_sheet(path: str | Path, vlm: VLM, pictures: Tensor, captions: Sequence[str]) -> None:
+    """Where the matcher looks for each word: a row of `heat_sheet` for each picture.
 
     Args:
         path: file to write.
         vlm: the matcher; its image encoder must have a `grid`.
         pictures: `(R, 3, S, S)` in [-1, 1] on the matcher's device.
         captions: R captions.
-        words: tiles in a row at most.
     """
-    font = ImageFont.load_default(13)
     rows = []
     for picture, caption in zip(pictures, captions, strict=True):
         image, text = vlm.encode_image(picture[None]), vlm.encode_text([caption])
-        names = vlm.vocabulary.decode(vlm.vocabulary.encode(caption, vlm.max_words)).split()
-        rows.append((picture, names[:words], _attention(image, text, vlm), context_cosines(image, text)[0, 0]))
-    widest = max(len(names) for _, names, _, _ in rows) + 1
-    sheet = Image.new("RGB", (widest * (_TILE + _GAP), len(rows) * (_TILE + _HEADER)), "white")
+        heats = region_attention(image, text)[0, 0].unflatten(-1, vlm.image_encoder.grid).cpu()
+        cosines = context_cosines(image, text)[0, 0].tolist()
+        labels = [f"{word} {cosine:.2f}" for word, cosine in zip(vlm.words(caption), cosines, strict=True)]
+        rows.append(Heats(caption, picture, list(zip(labels, heats, strict=True))))
+    heat_sheet(path, rows)
+
+
+def heat_sheet(
+    path: str | Path, rows: Sequence[tuple[str, Tensor, Sequence[tuple[str, Tensor]]]], most: int = 18
+) -> None:
+    """A row a picture: its title, the picture, then one tile a word, bright where the word's weight is.
+
+    Args:
+        path: file to write.
+        rows: what to show.
+        most: words in a row at most.
+    """
+    font, height = ImageFont.load_default(13), _TILE + 2 * _LINE + _GAP
+    widest = max(len(words[:most]) for _, _, words in rows) + 1
+    sheet = Image.new("RGB", (widest * (_TILE + _GAP), len(rows) * height), "white")
     draw = ImageDraw.Draw(sheet)
-    for row, (picture, names, attention, cosines) in enumerate(rows):
-        top = row * (_TILE + _HEADER)
-        base = to_image(picture, _TILE)
-        sheet.paste(base, (0, top + 20))
-        for column, name in enumerate(names, start=1):
+    for row, (title, picture, words) in enumerate(rows):
+        top, base = row * height, to_image(picture, _TILE)
+        draw.text((2, top + 3), title, fill="black", font=font)
+        sheet.paste(base, (0, top + 2 * _LINE))
+        dark = Image.eval(base, lambda value: value // 5)
+        for column, (label, weights) in enumerate(words[:most], start=1):
             left = column * (_TILE + _GAP)
-            heat = attention[column - 1]
-            heat = (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-8)
-            mask = Image.fromarray((heat.cpu().numpy() * 255).astype(np.uint8)).resize(
-                (_TILE, _TILE), Image.Resampling.BICUBIC
-            )
-            dark = Image.eval(base, lambda value: value // 5)
-            sheet.paste(Image.composite(base, dark, mask), (left, top + 20))
-            draw.text((left + 2, top + 3), f"{name} {float(cosines[column - 1]):.2f}", fill="black", font=font)
+            sheet.paste(Image.composite(base, dark, _mask(weights)), (left, top + 2 * _LINE))
+            draw.text((left + 2, top + _LINE + 1), label, fill="black", font=font)
     sheet.save(path)
 
 
-def _attention(image: Features, text: Features, vlm: VLM) -> Tensor:
-    """`(M, H, W)` attention of each word over the region grid."""
-    return region_attention(image, text)[0, 0].unflatten(-1, vlm.image_encoder.grid)
+def _mask(weights: Tensor) -> Image.Image:
+    """Weights `(H, W)` as a tile, the least black and the largest white."""
+    span = (weights.max() - weights.min()).clamp(min=1e-8)
+    grey = ((weights - weights.min()) / span * 255).to(torch.uint8)
+    return Image.fromarray(grey.numpy()).resize((_TILE, _TILE), Image.Resampling.BICUBIC)

@@ -1,0 +1,837 @@
+"""The baselines' runs, plain and with the dual loss: what they share, how they survive kills, what they refuse.
+
+What concerns the run loop alone, such as refused arguments, runs with one baseline.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tokenize
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import tiny
+import torch
+import yaml
+from easydict import EasyDict
+from PIL import Image
+
+from baselines.attngan.trainer import AttnGAN
+from baselines.dfgan.trainer import DFGAN
+from baselines.export import export
+from vlm_plugin import TERMS, VLM
+from vlm_plugin.data import open_split
+from vlm_plugin.model import fingerprint
+from vlm_plugin.tools import gan, show, training
+from vlm_plugin.tools.judge import Judge
+from vlm_plugin.tools.matchers import PACKAGED
+from vlm_plugin.tools.settings import read_config
+from vlm_plugin.tools.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+class Baseline(NamedTuple):
+    trainer: type[Trainer]
+    always: set[str]
+    """What every run logs."""
+    alone: set[str]
+    """What plain runs log beside that, in place of the dual loss."""
+    judges: tuple[str, ...]
+    """Names of the tiny discriminators."""
+
+
+BASELINES = {
+    "dfgan": Baseline(DFGAN, {"discriminator", "penalty", "generator"}, set(), ("discriminator", "head")),
+    "attngan": Baseline(
+        AttnGAN,
+        {"discriminator", "generator", "kl"},
+        {"damsm_w0", "damsm_w1", "damsm_s0", "damsm_s1"},
+        ("discriminator16", "discriminator32"),
+    ),
+}
+PICTURES = ("sample_sheet", "loss_curves", "attention_sheet")
+both = pytest.mark.parametrize("name", BASELINES)
+
+
+def folder_of(name: str) -> Path:
+    return tiny.ROOT / "baselines" / name
+
+
+def use_tiny_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = Judge.load(tiny.judge())
+    monkeypatch.setattr(Judge, "load", classmethod(lambda cls: judge))
+
+
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PICTURES:
+        monkeypatch.setattr(show.pictures, name, lambda path, *_: path.write_bytes(b""))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge of a few channels, and pictures that are nothing but files: they take half of a tiny run's time."""
+    use_tiny_judge(monkeypatch)
+    draw_nothing(monkeypatch)
+
+
+class Seen:
+    """Builds trainers that keep what they were given, and what they gave."""
+
+    def __init__(self, name: str = "dfgan", before_step: Callable[[int], None] = lambda step: None) -> None:
+        self.matcher: VLM
+        self.batches: list[tuple[list[str], list[str]]] = []
+        self.values: list[dict[str, float]] = []
+        seen = self
+
+        class Watched(BASELINES[name].trainer):
+            def __init__(self, settings, matcher, device, dtype):
+                super().__init__(settings, matcher, device, dtype)
+                seen.matcher = matcher
+
+            def step(self, batch, text, step, vlm_loss):
+                before_step(step)
+                values = super().step(batch, text, step, vlm_loss)
+                seen.batches.append((batch.keys, batch.captions))
+                seen.values.append({name: float(value) for name, value in values.items()})
+                return values
+
+        self.build = Watched
+
+
+def run(*words: object, name: str = "dfgan", build: type[Trainer] | None = None) -> Path:
+    build = build or BASELINES[name].trainer
+    return gan.run(name, folder_of(name), build, ["--device", "cpu", *(str(word) for word in words)])
+
+
+def plain(out: Path, cfg: Path, *words: object, **how) -> Path:
+    data = ("--data", tiny.birds(), "--text-encoder", tiny.matcher())
+    return run(*data, "--out", out, "--cfg", cfg, *words, **how)
+
+
+def with_vlm(out: Path, cfg: Path, *words: object, **how) -> Path:
+    return run("--data", tiny.birds(), "--vlm", tiny.matcher(), "--out", out, "--cfg", cfg, *words, **how)
+
+
+def checkpoint(run_folder: Path) -> dict:
+    return torch.load(run_folder / "checkpoint.pt", weights_only=True)
+
+
+def options_of(run_folder: Path) -> dict:
+    return json.loads((run_folder / "options.json").read_text(encoding="utf-8"))
+
+
+def results_of(run_folder: Path) -> dict:
+    return json.loads((run_folder / "results.json").read_text(encoding="utf-8"))
+
+
+def assert_equal(a: object, b: object, where: str = "checkpoint") -> None:
+    """Bit for bit, through all the dicts and lists of a checkpoint."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Finished(NamedTuple):
+    folder: Path
+    seen: Seen
+
+
+@pytest.fixture(scope="module", params=BASELINES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def finished(name: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One whole run with the dual loss, pictures included."""
+    root, seen = tmp_path_factory.mktemp(f"finished-{name}"), Seen(name)
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_judge(patch)
+        return Finished(
+            with_vlm(root / "runs", tiny.config(root / "tiny.yml", name), name=name, build=seen.build), seen
+        )
+
+
+@pytest.fixture(scope="module")
+def alone(name: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The same without the dual loss and the pictures."""
+    root, seen = tmp_path_factory.mktemp(f"alone-{name}"), Seen(name)
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_judge(patch)
+        draw_nothing(patch)
+        return Finished(plain(root / "runs", tiny.config(root / "tiny.yml", name), name=name, build=seen.build), seen)
+
+
+def test_everything_is_written_and_opens(name: str, finished: Finished) -> None:
+    folder, _ = finished
+    assert folder.name == f"00000-{name}-vlm"
+    assert {path.name for path in folder.iterdir()} == {
+        "options.json", "log.jsonl", "checkpoint.pt", "before.pt", "results.md", "results.json", "samples.png",
+        "samples-000003.png", "curves.png", "attention.png",
+    }  # fmt: skip
+    for path in folder.glob("*.png"):
+        with Image.open(path) as picture:
+            picture.load()
+            assert min(picture.size) > 100, path
+    table = (folder / "results.md").read_text(encoding="utf-8")
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:5]] == ["real", "before", "after"]
+    results = results_of(folder)
+    assert results["circular"]
+    assert results["captions"] == 10
+    assert results["matcher"] == VLM.load(tiny.matcher()).fingerprint
+    assert set(results["rows"]["after"]) == set(results["columns"])
+
+
+def test_every_term_is_logged_beside_its_floor(name: str, finished: Finished) -> None:
+    folder, seen = finished
+    rows = training.Log.read(folder / "log.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    names = {*BASELINES[name].always, "lambda_vvm", "lambda_vlm", *TERMS}
+    for row, values in zip(rows, seen.values, strict=True):
+        assert set(row) == {"step", *names, *(f"floor_{term}" for term in TERMS)}
+        assert (row["lambda_vvm"], row["lambda_vlm"]) == (0.5, 0.5)
+        assert all(row[name] == value for name, value in values.items())
+        assert all(abs(value) < 1e6 for value in row.values())
+
+
+def test_options_say_what_was_run(name: str, finished: Finished, alone: Finished) -> None:
+    options, plain_options = options_of(finished.folder), options_of(alone.folder)
+    matcher = VLM.load(tiny.matcher())
+    assert options["baseline"] == name
+    assert (options["vlm"], options["text_encoder"]) == (str(tiny.matcher()), None)
+    assert (plain_options["vlm"], plain_options["text_encoder"]) == (None, str(tiny.matcher()))
+    assert options["data"] == str(tiny.birds())
+    assert options["start"] is None
+    assert (options["steps"], options["epochs"], options["seed"]) == (4, None, 0)
+    assert options["settings"]["vlm"]["lambda_vlm"] == 0.5
+    assert options["matcher"] == matcher.fingerprint
+    assert options["text_fingerprint"] == fingerprint(matcher.text_encoder)
+    assert options["versions"]["torch"] == torch.__version__
+
+
+def test_before_is_the_untrained_generator(finished: Finished) -> None:
+    before = torch.load(finished.folder / "before.pt", weights_only=True)
+    assert before["pictures"].shape == (10, 3, 32, 32)
+    assert before["shown"].shape == (8, 4, 3, 32, 32)
+    assert before["pictures"].abs().max() <= 1
+
+
+def test_an_interval_that_is_no_multiple_of_the_checkpoints_is_kept(finished: Finished) -> None:
+    assert (finished.folder / "samples-000003.png").is_file()  # checkpoints every 2, samples every 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With and without
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_both_see_the_same_and_start_the_same(name: str, alone: Finished, finished: Finished) -> None:
+    folder, seen = alone
+    dual, always = finished.seen, BASELINES[name].always
+    assert folder.name == f"00000-{name}"
+    assert seen.batches == dual.batches
+    # The generator's first update comes after all values of step 0 are known.
+    for term in always:
+        assert seen.values[0][term] == dual.values[0][term]
+        assert seen.values[2][term] != dual.values[2][term]
+    a, b = (torch.load(f / "before.pt", weights_only=True) for f in (folder, finished.folder))
+    assert_equal(a, b)
+
+
+def test_a_plain_run_knows_nothing_of_the_dual_loss(name: str, alone: Finished) -> None:
+    folder, seen = alone
+    names = BASELINES[name].always | BASELINES[name].alone
+    assert all(set(values) == names for values in seen.values)
+    assert all(set(row) == {"step", *names} for row in training.Log.read(folder / "log.jsonl"))
+
+
+def test_scores_of_the_matcher_that_trained_are_marked(name: str, alone: Finished, finished: Finished) -> None:
+    """DAMSM asks the very matcher too."""
+    for folder, expected in ((finished.folder, True), (alone.folder, name == "attngan")):
+        assert results_of(folder)["circular"] == expected
+        assert ("| R-precision* |" in (folder / "results.md").read_text(encoding="utf-8")) == expected
+
+
+def test_the_matcher_stays_as_it_is(alone: Finished, finished: Finished) -> None:
+    for _, seen in (alone, finished):
+        assert seen.matcher.fingerprint == VLM.load(tiny.matcher()).fingerprint
+        assert all(parameter.grad is None for parameter in seen.matcher.parameters())
+
+
+@both
+def test_losses_of_weight_zero_change_nothing(name: str, tmp_path: Path) -> None:
+    """AttnGAN's plain runs have a loss of their own in the dual one's place."""
+    damsm = {"damsm__weight": 0.0} if name == "attngan" else {}
+    cfg = tiny.config(tmp_path / "tiny.yml", name, vlm__lambda_vlm=0.0, vlm__lambda_vvm=0.0, **damsm)
+    a = plain(tmp_path / "a", cfg, "--steps", 3, name=name)
+    b = with_vlm(tmp_path / "b", cfg, "--steps", 3, name=name)
+    assert checkpoint(a)["step"] == 3
+    assert_equal(checkpoint(a), checkpoint(b))
+
+
+def test_seed_batch_and_epochs_are_heard(tmp_path: Path) -> None:
+    cfg = tiny.config(tmp_path / "tiny.yml")
+    first, second = Seen(), Seen()
+    a = plain(tmp_path / "runs", cfg, "--batch", 20, "--epochs", 1, "--seed", 1, build=first.build)
+    b = plain(tmp_path / "runs", cfg, "--batch", 20, "--steps", 1, "--seed", 2, build=second.build)
+    assert (a.name, b.name) == ("00000-dfgan", "00001-dfgan")
+    assert checkpoint(a)["step"] == options_of(a)["steps"] == 2  # 40 pictures
+    assert len(first.batches[0][0]) == 20
+    assert len({key for keys, _ in first.batches for key in keys}) == 40
+    assert first.batches[0] != second.batches[0]
+    assert first.values[0] != second.values[0]
+
+
+def test_zero_steps_score_the_start(tmp_path: Path) -> None:
+    folder = plain(tmp_path / "runs", tiny.config(tmp_path / "tiny.yml"), "--steps", 0)
+    rows = results_of(folder)["rows"]
+    # "before" was kept as float16.
+    assert rows["after"] == pytest.approx(rows["before"], rel=0.02, abs=0.01)
+    assert not (folder / "curves.png").exists()
+
+
+def test_halves_ramp_up_each_from_its_own_start() -> None:
+    settings = EasyDict(lambda_vvm=2.0, lambda_vlm=1.0, vvm_start=4, vvm_warmup=4, vlm_start=0, vlm_warmup=2)
+    found = [gan.weights_at(step, settings) for step in range(9)]
+    assert [vvm for vvm, _ in found] == [0, 0, 0, 0, 0.5, 1.0, 1.5, 2.0, 2.0]
+    assert [vlm for _, vlm in found] == [0.5, 1, 1, 1, 1, 1, 1, 1, 1]
+    settings.vvm_warmup = settings.vlm_warmup = 0
+    assert [gan.weights_at(step, settings) for step in (0, 3, 4)] == [(0, 1), (0, 1), (2, 1)]
+
+
+def test_only_the_terms_asked_for(tmp_path: Path) -> None:
+    cfg = tiny.config(tmp_path / "tiny.yml", vlm__terms=["vlm_global"], vlm__augment=False, steps=1)
+    folder = with_vlm(tmp_path / "runs", cfg)
+    (row,) = training.Log.read(folder / "log.jsonl")
+    assert {name for name in row if "vlm_" in name} == {"vlm_global", "floor_vlm_global"}
+    assert not any("vvm_" in name for name in row)
+
+
+def test_without_a_scorer_the_general_terms_are_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.build_matcher(scorer=False).save(tmp_path / "bare.pt")
+    cfg = tiny.config(tmp_path / "tiny.yml", steps=1)
+    folder = run("--data", tiny.birds(), "--out", tmp_path / "runs", "--cfg", cfg, "--vlm", tmp_path / "bare.pt")
+    (row,) = training.Log.read(folder / "log.jsonl")
+    assert {term for term in TERMS if term in row} == {"vlm_local", "vlm_global", "vvm_local", "vvm_global"}
+    assert "this matcher has no scorer: the general terms are off" in capsys.readouterr().out
+
+
+def test_an_original_settings_file_decides_the_run(tmp_path: Path) -> None:
+    data, out = tmp_path / "birds", ("--out", tmp_path / "runs")
+    data.symlink_to(tiny.birds())
+    shutil.copy(tiny.matcher(), tmp_path / "text.pt")
+    content = {
+        "DATA_DIR": "birds", "WORKERS": 0, "TREE": {"BRANCH_NUM": 2, "BASE_SIZE": 16},
+        "TRAIN": {"BATCH_SIZE": 20, "MAX_EPOCH": 1, "NET_E": "text.pt", "SMOOTH": {"LAMBDA": 0.0}},
+        "GAN": {"GF_DIM": 2, "DF_DIM": 2, "Z_DIM": 4, "CONDITION_DIM": 3, "R_NUM": 1}, "TEXT": {"WORDS_NUM": 5},
+    }  # fmt: skip
+    cfg = tmp_path / "cfg" / "mine.yml"
+    cfg.parent.mkdir()
+    cfg.write_text(yaml.safe_dump(content), encoding="utf-8")
+    seen = Seen("attngan")
+    folder = run("--cfg", cfg, *out, name="attngan", build=seen.build)
+    options = options_of(folder)
+    assert (options["data"], options["text_encoder"]) == (str(tiny.birds()), str(tmp_path / "text.pt"))
+    assert options["settings"]["damsm"]["weight"] == 0.0
+    assert checkpoint(folder)["step"] == options["steps"] == 2  # one epoch
+    assert seen.matcher.max_words == 5
+    # The command line comes first, and a bare --vlm means the matcher that the file names.
+    seen = Seen("attngan")
+    folder = run("--cfg", cfg, *out, "--vlm", "--batch", 10, "--steps", 1, name="attngan", build=seen.build)
+    assert options_of(folder)["vlm"] == str(tmp_path / "text.pt")
+    assert len(seen.batches) == 1
+    assert len(seen.batches[0][0]) == 10
+    # A file that does not train: an evaluation of what there is.
+    content["TRAIN"]["FLAG"] = False
+    cfg.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert checkpoint(run("--cfg", cfg, *out, name="attngan"))["step"] == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kills
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fail_at(when: int) -> Callable[[int], None]:
+    def before_step(step: int) -> None:
+        if step == when:
+            raise RuntimeError("the power went")
+
+    return before_step
+
+
+def terminate_at(when: int) -> Callable[[int], None]:
+    return lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == when else None
+
+
+@pytest.mark.parametrize("dual", [True, False])
+def test_terminated_and_resumed_is_the_same_run(
+    name: str, dual: bool, finished: Finished, alone: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, whole = (with_vlm, finished) if dual else (plain, alone)
+    cfg = tiny.config(tmp_path / "tiny.yml", name)
+    # Step 2 is the third; its number is no multiple of the checkpoints'.
+    with pytest.raises(SystemExit) as stop:
+        start(tmp_path / "runs", cfg, name=name, build=Seen(name, terminate_at(2)).build)
+    assert stop.value.code == 128 + signal.SIGTERM
+    folder = tmp_path / "runs" / f"00000-{name}{'-vlm' if dual else ''}"
+    assert checkpoint(folder)["step"] == 3
+    assert f"stopped after step 3; go on with --resume {folder}" in capsys.readouterr().out
+    assert not (folder / "results.md").exists()
+    torch.manual_seed(123)
+    assert run("--resume", folder, name=name) == folder
+    assert "at step 3 of 4" in capsys.readouterr().out
+    assert_same_run(folder, whole.folder)
+
+
+def test_a_run_that_broke_goes_on_from_its_last_checkpoint(name: str, finished: Finished, tmp_path: Path) -> None:
+    cfg = tiny.config(tmp_path / "tiny.yml", name)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="the power went"):
+        with_vlm(tmp_path / "runs", cfg, name=name, build=Seen(name, fail_at(3)).build)
+    assert signal.getsignal(signal.SIGTERM) == before
+    folder = tmp_path / "runs" / f"00000-{name}-vlm"
+    assert checkpoint(folder)["step"] == 2
+    log = folder / "log.jsonl"
+    assert [row["step"] for row in training.Log.read(log)] == [0, 1, 2]
+    with log.open("a", encoding="utf-8") as file:
+        file.write('{"step": 3, "disc')
+    seen = Seen(name)
+    run("--resume", folder, name=name, build=seen.build)
+    assert seen.batches == finished.seen.batches[2:]
+    assert_same_run(folder, finished.folder)
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    assert_equal(checkpoint(folder), checkpoint(whole))
+    assert training.Log.read(folder / "log.jsonl") == training.Log.read(whole / "log.jsonl")
+    assert results_of(folder)["rows"] == results_of(whole)["rows"]
+    assert options_of(folder) == options_of(whole)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
+    seen = Seen(before_step=fail_at(0))
+    with pytest.raises(RuntimeError):
+        plain(tmp_path / "runs", tiny.config(tmp_path / "tiny.yml"), build=seen.build)
+    folder = tmp_path / "runs" / "00000-dfgan"
+    assert checkpoint(folder)["step"] == 0
+    run("--resume", folder, "--steps", 1)
+    assert checkpoint(folder)["step"] == 1
+
+
+def test_a_finished_run_can_be_lengthened(name: str, alone: Finished, tmp_path: Path) -> None:
+    folder = plain(tmp_path / "runs", tiny.config(tmp_path / "tiny.yml", name), "--steps", 2, name=name)
+    run("--resume", folder, "--steps", 4, name=name)
+    assert_equal(checkpoint(folder), checkpoint(alone.folder))
+    assert options_of(folder)["steps"] == 4
+
+
+def test_a_run_resumes_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny.config(tmp_path / "tiny.yml", steps=2)
+    monkeypatch.chdir(tiny.matcher().parent)
+    with pytest.raises(RuntimeError):
+        run(
+            "--data", "birds", "--out", tmp_path / "runs", "--cfg", cfg, "--vlm", "tiny.vlm.pt",
+            build=Seen(before_step=fail_at(1)).build,
+        )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    run("--resume", "runs/00000-dfgan-vlm")
+    assert checkpoint(tmp_path / "runs" / "00000-dfgan-vlm")["step"] == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is refused
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def refused(*words: object, name: str = "dfgan") -> str:
+    with pytest.raises(SystemExit) as stop:
+        run(*words, name=name)
+    message = str(stop.value.code)
+    assert "\n" not in message
+    assert message.startswith(f"{name}: ")
+    return message
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("dfgan", {"nff": 3}, "tiny.yml: unknown setting nff; did you mean nf?"),
+        ("dfgan", {"vlm__lamda_vlm": 3}, "tiny.yml: unknown setting vlm.lamda_vlm; did you mean vlm.lambda_vlm?"),
+        ("attngan", {"damsm__wieght": 3}, "tiny.yml: unknown setting damsm.wieght; did you mean damsm.weight?"),
+        ("dfgan", {"image_size": 48}, "image_size must be a power of two"),
+        ("attngan", {"base_size": 24}, "base_size: expected a power of two"),
+        ("attngan", {"stages": 0}, "stages: expected at least 1, got 0"),
+        ("dfgan", {"precision": "half"}, "precision: expected auto, float32 or bfloat16, got 'half'"),
+        ("dfgan", {"batch": 1}, "batch: expected at least 2, got 1"),
+        ("dfgan", {"log_every": 0}, "log_every: expected at least 1, got 0"),
+        ("dfgan", {"sample_every": 0}, "sample_every: expected at least 1, got 0"),
+        ("dfgan", {"checkpoint_every": 0}, "checkpoint_every: expected at least 1, got 0"),
+        ("dfgan", {"evaluated": 1}, "evaluated: expected at least 2, got 1"),
+        ("dfgan", {"vlm__terms": ["vlm_loud"]}, "terms: expected names of"),
+        ("dfgan", {"vlm__terms": []}, "terms: expected at least one of"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path: Path, name: str, change: dict, message: str) -> None:
+    cfg = tiny.config(tmp_path / "tiny.yml", name, **change)
+    words = ("--cfg", cfg, "--data", tiny.birds(), "--vlm", tiny.matcher(), "--out", tmp_path / "runs")
+    assert message in refused(*words, name=name)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_batch_of_one_is_refused_on_the_command_line_too(tmp_path: Path) -> None:
+    assert "batch: expected at least 2, got 1" in refused("--data", tmp_path, "--batch", 1)
+
+
+def test_a_settings_file_that_is_not_there(tmp_path: Path) -> None:
+    assert f"--cfg {tmp_path}: no such file" in refused("--cfg", tmp_path)
+
+
+def test_wrong_data_matchers_and_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, data = ("--out", tmp_path / "runs"), ("--data", tiny.birds())
+    cfg = ("--cfg", tiny.config(tmp_path / "tiny.yml"))
+    (tmp_path / "pictures").mkdir()
+    assert f"{tmp_path / 'pictures'}: expected a data folder with one of these layouts: CUB" in refused(
+        "--data", tmp_path / "pictures", *cfg, *out
+    )
+    assert "nowhere: expected a data folder, found no such folder" in refused("--data", tmp_path / "nowhere", *out)
+    assert "nowhere.pt: no such file (packaged matchers: " in refused(*data, *cfg, *out, "--vlm", "nowhere.pt")
+    assert "tiny.judge.pt: expected a vlm_plugin.VLM file" in refused(*data, *cfg, *out, "--vlm", tiny.judge())
+    assert "--text-encoder: only for plain runs" in refused(*data, *out, "--vlm", "--text-encoder", tiny.matcher())
+    assert "--from-scratch: contradicts --generator" in refused(*data, *out, "--from-scratch", "--generator", "x.pt")
+    assert "nowhere.pt" in refused(*data, *cfg, *out, "--text-encoder", tiny.matcher(), "--generator", "nowhere.pt")
+    assert "--device tpu: expected cpu, cuda or cuda:NUMBER" in refused(*data, *cfg, *out, "--device", "tpu")
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    assert str(blocked) in refused(*data, *cfg, "--out", blocked, "--vlm", tiny.matcher())
+    tiny.build_matcher(scorer=False).save(tmp_path / "bare.pt")
+    general = ("--cfg", tiny.config(tmp_path / "general.yml", vlm__terms=["vlm_general"]))
+    assert "need a trained scorer" in refused(*data, *general, *out, "--vlm", tmp_path / "bare.pt")
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_missing_judge_is_noticed_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(cls: type) -> Judge:
+        raise FileNotFoundError("birds.judge.pt: no such file")
+
+    monkeypatch.setattr(Judge, "load", classmethod(load))
+    seen = Seen()
+    with pytest.raises(SystemExit, match=r"birds\.judge\.pt"):
+        plain(tmp_path / "runs", tiny.config(tmp_path / "tiny.yml"), build=seen.build)
+    assert not seen.batches
+
+
+def test_resume_wants_a_run_and_nothing_else(name: str, alone: Finished, tmp_path: Path) -> None:
+    assert f"--resume {tmp_path}: expected a run's folder with options.json" in refused("--resume", tmp_path)
+    assert "nowhere: expected a run's folder" in refused("--resume", tmp_path / "nowhere")
+    (tmp_path / "options.json").write_text("{}", encoding="utf-8")
+    assert "expected a run's folder with checkpoint.pt" in refused("--resume", tmp_path)
+    given = ("--vlm", "--seed", 0, "--batch", 4, "--data", ".", "--text-encoder", "x", "--generator", "y")
+    message = refused("--resume", alone.folder, *given, name=name)
+    assert "options.json: leave out --vlm, --data, --batch, --seed, --text-encoder, --generator" in message
+    other = next(other for other in BASELINES if other != name)
+    assert f"--resume {alone.folder}: a run of {name}" in refused("--resume", alone.folder, name=other)
+
+
+def test_resume_wants_the_matcher_of_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "mine.vlm.pt"
+    tiny.build_matcher(seed=1).save(path)
+    cfg = tiny.config(tmp_path / "tiny.yml")
+    folder = run("--data", tiny.birds(), "--out", tmp_path / "runs", "--cfg", cfg, "--vlm", path, "--steps", 1)
+    tiny.build_matcher(seed=2).save(path)
+    message = refused("--resume", folder, "--steps", 2)
+    assert f"started with the matcher {tiny.build_matcher(seed=1).fingerprint}, but {path} is" in message
+
+
+@pytest.mark.parametrize(
+    "words", [("--steps", "-1"), ("--steps", "x"), ("--batch", "2.5"), ("--steps", "1", "--epochs", "1"), ("--fast",)]
+)
+def test_nonsense_on_the_command_line_shows_the_usage(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(*words)
+    assert stop.value.code == 2
+    assert "usage: baselines/dfgan/main.py" in capsys.readouterr().err
+
+
+def test_a_matcher_of_the_packaged_name_is_no_packaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packaged start belongs to the packaged matcher alone."""
+
+    def options(*words: str) -> dict:
+        return gan._options("dfgan", gan.parser("dfgan").parse_args(words), folder)
+
+    folder = packaged(tmp_path, "dfgan")
+    (folder / "assets" / "birds.pt").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    start = str(folder / "assets" / "birds.pt")
+    assert options()["start"] == options("--vlm")["start"] == start
+    for words in (("--from-scratch",), ("--data", "x"), ("--cfg", f"{folder}/cfg/synthetic.yml"), ("--vlm", "x.pt")):
+        assert options(*words)["start"] is None
+    assert options("--generator", "mine.pt", "--data", "x")["start"] == "mine.pt"
+    (tmp_path / "birds.vlm.pt").write_bytes(b"")
+    assert options("--vlm")["start"] == start
+    assert options("--vlm", "birds.vlm.pt")["start"] is None
+    assert options("--vlm", "birds.vlm.pt")["vlm"] == str(tmp_path / "birds.vlm.pt")
+
+
+def packaged(root: Path, name: str, **changes: object) -> Path:
+    """A baseline's folder with tiny settings and without a start."""
+    folder = root / name
+    for part in ("cfg", "assets"):
+        (folder / part).mkdir(parents=True)
+    shutil.copy(folder_of(name) / "cfg" / "original.yml", folder / "cfg")
+    tiny.config(folder / "cfg" / "synthetic.yml", name, **changes)
+    return folder
+
+
+@both
+def test_shipped_settings_make_networks(name: str) -> None:
+    files = [path for path in sorted((folder_of(name) / "cfg").glob("*.yml")) if path.name != "original.yml"]
+    assert len(files) >= 3
+    matcher, nowhere = VLM.load(tiny.matcher()), torch.device("meta")
+    for file in files:
+        settings, arguments = read_config(file, folder_of(name))
+        assert not arguments
+        with nowhere:  # shapes alone
+            trainer = BASELINES[name].trainer(settings, matcher, nowhere, torch.float32)
+        assert trainer.image_size == (64 if file.name == "synthetic.yml" else 256)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two processes, the scripts, a start
+# ---------------------------------------------------------------------------------------------------------------------
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+RANK = """
+import os, sys
+sys.path[:0] = {folders!r}
+from test_runs import BASELINES, Judge, fingerprint, folder_of, gan
+
+judge = Judge.load({judge!r})
+Judge.load = classmethod(lambda cls: judge)
+trainers = []
+
+def build(*arguments):
+    trainers.append(BASELINES[name].trainer(*arguments))
+    return trainers[-1]
+
+for name, port, words in {runs!r}:
+    os.environ["MASTER_PORT"] = port
+    print("SAID", name, "folder", gan.run(name, folder_of(name), build, words))
+    networks = dict(generator=trainers[-1].generator, average=trainers[-1].average, **trainers[-1].discriminators)
+    for part, network in networks.items():
+        print("SAID", name, part, fingerprint(dict(network.named_parameters())))
+"""
+
+
+def test_two_processes_stay_equal(tmp_path: Path) -> None:
+    """In all parameters. The running statistics of a BatchNorm are those of each process's own pictures."""
+    runs = []
+    for name in BASELINES:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        cfg = tiny.config(tmp_path / f"{name}.yml", name, steps=2, evaluated=4)
+        words = ["--data", tiny.birds(), "--out", tmp_path / name, "--cfg", cfg, "--vlm", tiny.matcher()]
+        runs.append((name, port, [str(word) for word in (*words, "--device", "cpu")]))
+    folders = [str(folder) for folder in (Path(__file__).parent, tiny.ROOT / "tests", tiny.ROOT)]
+    program = RANK.format(folders=folders, judge=str(tiny.judge()), runs=runs)
+    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**os.environ, **together, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    said = [[line for line in out.splitlines() if line.startswith("SAID ")] for out, _ in outputs]
+    assert said[0] == said[1]
+    expected = []
+    for name, baseline in BASELINES.items():
+        (folder,) = (tmp_path / name).iterdir()
+        saved = checkpoint(folder)
+        assert saved["step"] == 2
+        # One log: rank 1 writes nothing.
+        assert [row["step"] for row in training.Log.read(folder / "log.jsonl")] == [0, 1]
+        expected.append(f"SAID {name} folder {folder}")
+        for part in ("generator", "average", *baseline.judges):
+            weights = {k: v for k, v in saved["trainer"][part].items() if not k.endswith(STATISTICS)}
+            expected.append(f"SAID {name} {part} {fingerprint(weights)}")
+    assert said[0] == expected
+    # And one table each.
+    assert [out.count("| after |") for out, _ in outputs] == [2, 0]
+
+
+SCRIPTS = """
+import runpy, sys
+path = sys.path[1:]
+for script, *words in {scripts!r}:
+    # What python does for a script. Of the modules, only what takes long to import stays.
+    sys.argv, sys.path[:] = [script, *words], [script.rpartition("/")[0], *path]
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("baselines", "vlm_plugin")]:
+        del sys.modules[name]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        print(end)
+"""
+
+
+def test_the_scripts_run_from_any_folder(tmp_path: Path) -> None:
+    folder = tiny.ROOT / "baselines"
+    scripts = [[str(folder / name / "main.py"), "--data", "nowhere"] for name in BASELINES] + [
+        [str(folder / "export.py")]
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", SCRIPTS.format(scripts=scripts)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        *(f"{name}: nowhere: expected a data folder, found no such folder" for name in BASELINES),
+        "usage: python baselines/export.py RUN FILE",
+    ], done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("exported", [True, False])
+def test_a_run_begins_where_another_ended(name: str, exported: bool, finished: Finished, tmp_path: Path) -> None:
+    """With its averaged generator and its discriminators; exported, these are float16 and everything else is gone."""
+    source = finished.folder
+    if exported:
+        source = tmp_path / "start.pt"
+        export(finished.folder, source)
+        content = torch.load(source, weights_only=True)
+        assert set(content["weights"]) == {"generator", *BASELINES[name].judges}
+        options = options_of(finished.folder)
+        kept = {key: options[key] for key in ("seed", "settings", "matcher", "text_fingerprint")}
+        assert content["notes"] == {**kept, "steps": 4, "with_vlm": True}
+    cfg = tiny.config(tmp_path / "tiny.yml", name)
+    folder = plain(tmp_path / "runs", cfg, "--generator", source, "--seed", 9, "--steps", 0, name=name)
+    assert options_of(folder)["start"] == str(source)
+    found, ended = checkpoint(folder)["trainer"], checkpoint(finished.folder)["trainer"]
+    sources = {"generator": "average", "average": "average", **{judge: judge for judge in BASELINES[name].judges}}
+    assert set(found) == {*sources, "generator_adam", "discriminator_adam"}
+    for network, origin in sources.items():
+        for key, value in ended[origin].items():
+            expected = value.half().float() if exported and value.is_floating_point() else value
+            assert torch.equal(found[network][key], expected), f"{network}.{key}"
+    assert not any(found[adam]["state"] for adam in ("generator_adam", "discriminator_adam"))
+
+
+def test_without_arguments_it_starts_from_the_packaged_generator(
+    name: str, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main job in small: its own birds, the packaged matcher, and a start exported from another run."""
+    baseline, assets = packaged(tmp_path, name, steps=1), tmp_path / "packaged"
+    assets.mkdir()
+    shutil.copy(tiny.matcher(), assets / "birds.vlm.pt")
+    export(finished.folder, baseline / "assets" / "birds.pt")
+    monkeypatch.setattr("vlm_plugin.model.ASSETS", assets)
+    monkeypatch.setattr(gan, "BIRDS", {"train": 12, "validation": 0, "test": 10, "size": 32, "seed": 1})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "birds.vlm.pt").write_bytes(b"another file of this name")
+    trainers = []
+
+    def build(*arguments: object) -> Trainer:
+        trainers.append(BASELINES[name].trainer(*arguments))
+        return trainers[0]
+
+    folder = gan.run(name, baseline, build, ["--vlm", "--device", "cpu"])
+    assert folder == Path(f"runs/00000-{name}-vlm")
+    options = options_of(folder)
+    assert options["start"] == str(baseline / "assets" / "birds.pt")
+    assert (options["vlm"], options["data"]) == (PACKAGED, None)
+    assert len(open_split(tmp_path / "data" / "birds", "train")) == 12
+    # "before" is what the other run ended with, as float16 keeps it.
+    average = checkpoint(finished.folder)["trainer"]["average"]
+    trainers[0].average.load_state_dict(
+        {key: value.half().float() if value.is_floating_point() else value for key, value in average.items()}
+    )
+    matcher = VLM.load(tiny.matcher())
+    captions = [record.captions[i % 10] for i, record in enumerate(open_split(tmp_path / "data" / "birds", "test"))]
+    noise = training.noise((10, trainers[0].noise_dim), CPU, 1, 0)
+    with torch.no_grad():
+        expected = trainers[0].sample(noise, matcher.encode_text(captions))
+    before = torch.load(folder / "before.pt", weights_only=True)["pictures"].float()
+    torch.testing.assert_close(before, expected, atol=2e-3, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How little a baseline has to know, and how little two of them repeat
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def code(path: Path, *, imports: bool = True) -> Iterator[tuple[int, str]]:
+    """Numbers and stripped text of the lines with code: no blank lines, comments and docstrings."""
+    source = path.read_text(encoding="utf-8")
+    silent: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if text or (not imports and isinstance(node, (ast.Import, ast.ImportFrom))):
+            silent |= set(range(node.lineno, node.end_lineno + 1))
+    lines = source.splitlines()
+    with tokenize.open(path) as file:
+        for token in tokenize.generate_tokens(file.readline):
+            if token.type == tokenize.COMMENT:
+                number, column = token.start
+                lines[number - 1] = lines[number - 1][:column]
+    for number, line in enumerate(lines, start=1):
+        if number not in silent and line.strip():
+            yield number, line.strip()
+
+
+@both
+def test_a_handful_of_lines_mention_vlm(name: str) -> None:
+    files = sorted(folder_of(name).glob("*.py"))
+    found = [f"{path.name}:{number}: {line}" for path in files for number, line in code(path) if "vlm" in line.lower()]
+    print(f"{len(found)} lines mention vlm:", *found, sep="\n")
+    assert 4 <= len(found) <= 10
+
+
+def test_what_both_need_is_written_once() -> None:
+    """No six equal lines in a row, imports aside."""
+
+    def runs(path: Path) -> set[tuple[str, ...]]:
+        lines = [line for _, line in code(path, imports=False)]
+        return {tuple(lines[i : i + 6]) for i in range(len(lines) - 5)}
+
+    ours, theirs = (sorted(folder_of(name).glob("*.py")) for name in BASELINES)
+    assert {"trainer.py", "networks.py", "losses.py", "main.py"} <= {path.name for path in ours}
+    for path in ours:
+        for other in theirs:
+            assert not runs(path) & runs(other), f"{path.parent.name}/{path.name}, {other.parent.name}/{other.name}"

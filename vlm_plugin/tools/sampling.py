@@ -1,0 +1,124 @@
+"""Pictures of captions, without training: what `main.py --sample` does for every baseline."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlm_plugin.tools import pictures, training
+from vlm_plugin.tools.matchers import load_matcher
+from vlm_plugin.tools.show import PER_CAPTION
+from vlm_plugin.tools.trainer import Trainer, scaled
+
+# Rows of the two sheets at most; every picture is also written by itself.
+_SHEET_ROWS, _ATTENTION_ROWS = 50, 8
+
+
+def read_captions(words: Sequence[str]) -> list[str]:
+    """Captions of a command line: each word is a caption, or a text file with one a line.
+
+    Raises:
+        FileNotFoundError: a name that ends in .txt and is no file.
+        ValueError: a file that is no UTF-8 text, or no caption at all.
+    """
+    captions: list[str] = []
+    for word in words:
+        # Not Path's: that raises where a caption is too long for a name.
+        if os.path.isfile(word):
+            try:
+                captions += Path(word).read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"--sample {word}: expected UTF-8 text ({error})") from None
+        elif word.endswith(".txt"):
+            raise FileNotFoundError(f"--sample {word}: no such file")
+        else:
+            captions.append(word)
+    captions = [" ".join(caption.split()) for caption in captions if caption.strip()]
+    if not captions:
+        raise ValueError(f"--sample: expected captions, got none in {', '.join(map(repr, words))}")
+    return captions
+
+
+@torch.no_grad()
+def sample(
+    trainer: type[Trainer],
+    source: Path,
+    captions: Sequence[str],
+    out: Path,
+    *,
+    text_encoder: str | None,
+    data: Path | None = None,
+    max_words: int | None = None,
+    seed: int = 0,
+    device: torch.device,
+) -> Path:
+    """Draw captions, each at the same few noises, and write the pictures.
+
+    Args:
+        trainer: the baseline's.
+        source: networks, see `Trainer.read`.
+        captions: what to draw.
+        out: where run folders are made.
+        text_encoder: what `load_matcher` takes; None for the one that `source` names.
+        data: folder with the vocabulary of a DAMSM text encoder; None for the one that `source` names.
+        max_words: words kept of a caption; None for what `source` or the text encoder's file says.
+        seed: decides the noise.
+        device: where to compute.
+
+    Returns:
+        The folder: `samples.png` (a sheet), `pictures/CAPTION-NOISE.png`, `samples.json`, and `attention.png` where the
+        generator attends to words.
+
+    Raises:
+        FileNotFoundError, ValueError: the message names the argument or file.
+    """
+    saved = trainer.read(source, discriminators=False)
+    name = text_encoder or saved.matcher
+    if name is None:
+        raise ValueError(f"--text-encoder: {source} does not say which text encoder it was trained with; name its file")
+    matcher = load_matcher(name, data or saved.data, device)
+    matcher.max_words = max_words or saved.max_words or matcher.max_words
+    saved.check(matcher, str(source))
+    generator = trainer.load_generator(saved, str(source)).to(device).eval()
+    if generator.embed_dim != matcher.embed_dim:
+        raise ValueError(
+            f"--text-encoder {name}: gives vectors of width {matcher.embed_dim}, {source} reads {generator.embed_dim}"
+        )
+    words = [matcher.words(caption) for caption in captions]  # refuses a caption without a known one, before any work
+    noise = training.noise((PER_CAPTION, generator.noise_dim), device, seed, 4)
+    folder = training.new_run_folder(out, f"{trainer.name.lower()}-sample")
+    (folder / "pictures").mkdir()
+    digits = len(str(len(captions) - 1))
+    sheet: list[Tensor] = []
+    heats: list[pictures.Heats] = []
+    for row, caption in enumerate(training.progress(captions)):
+        text = matcher.encode_text([caption] * PER_CAPTION)
+        images, attention = generator.draw(noise, scaled(text) if saved.normalise_text else text)
+        images = images.float().cpu()
+        for column, image in enumerate(images):
+            pictures.to_image(image).save(folder / "pictures" / f"{row:0{digits}d}-{column}.png")
+        # Of thousands of captions, only what the sheets show stays in memory.
+        if row < _SHEET_ROWS:
+            sheet.append(images)
+        for stage, weights in enumerate(attention if row < _ATTENTION_ROWS else [], start=2):
+            named = list(zip(words[row], weights[0].float().cpu(), strict=True))
+            heats.append(pictures.Heats(f"{caption} (stage {stage})", images[0], named))
+
+    pictures.sample_sheet(folder / "samples.png", captions[:_SHEET_ROWS], {source.absolute().name: sheet})
+    written = ["samples.png", "pictures/", "samples.json"]
+    if heats:
+        pictures.heat_sheet(folder / "attention.png", heats)
+        written.append("attention.png")
+    training.write_json(
+        {
+            "captions": list(captions), "generator": str(source), "matcher": matcher.fingerprint, "seed": seed,
+            "versions": training.versions(),
+        },
+        folder / "samples.json",
+    )  # fmt: skip
+    print(f"written to {folder}: {', '.join(written)}", flush=True)
+    return folder

@@ -1,0 +1,367 @@
+"""What the baselines' trainers share: a generator, its averaged copy, discriminators, two Adams, and their files."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from easydict import EasyDict
+from torch import Tensor, nn
+
+from vlm_plugin import VLM, DualVLMLoss, Features, distributed
+from vlm_plugin.data.dataset import Batch
+from vlm_plugin.matching import unit
+from vlm_plugin.model import fingerprint, read_checkpoint, read_file
+from vlm_plugin.tools import training
+from vlm_plugin.tools.matchers import PACKAGED
+
+
+class Saved(NamedTuple):
+    """Networks as a file or a run's folder holds them."""
+
+    weights: dict[str, Mapping[str, Tensor]]
+    """State dicts: `generator` (the averaged one, where there are two), and discriminators by name as far as there."""
+    normalise_text: bool
+    """The generator reads text that went through `scaled`."""
+    matcher: str | None
+    """What `load_matcher` takes to get the text encoder that conditioned the generator; None where nothing says so."""
+    text_fingerprint: str | None
+    """Fingerprint of that text encoder."""
+    max_words: int | None = None
+    """Words kept of a caption; None for as many as the text encoder's own file says."""
+    data: Path | None = None
+    """Folder of the captions, which may hold that text encoder's vocabulary."""
+
+    def check(self, matcher: VLM, where: str) -> None:
+        """Refuse a text encoder that the generator was not trained with.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        given = fingerprint(matcher.text_encoder)
+        if self.text_fingerprint not in (None, given):
+            raise ValueError(
+                f"{where}: trained with the text encoder {self.text_fingerprint}, got {given}; name the file of the "
+                "former (--text-encoder, or --vlm with the dual loss)"
+            )
+
+
+class Trainer(abc.ABC):
+    """Networks and optimisers of a GAN; a baseline adds its `step`.
+
+    Args:
+        settings: `generator_lr`, `discriminator_lr`, `adam_betas`, `ema` and `normalise_text` are read here.
+        generator: the generator.
+        discriminators: by name; the names stand in checkpoints.
+        noise_dim: width of the noise that a picture needs.
+        image_size: side of the finished pictures.
+        device: where to train.
+        dtype: autocast type.
+
+    Attributes:
+        name: stands in the files that `save_start` writes.
+        learns_from_matcher: the matcher trains the generator in plain runs too, so that its scores are circular there.
+    """
+
+    name: str
+    learns_from_matcher = False
+
+    def __init__(
+        self,
+        settings: EasyDict,
+        generator: nn.Module,
+        discriminators: Mapping[str, nn.Module],
+        *,
+        noise_dim: int,
+        image_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.noise_dim, self.image_size, self.device, self.dtype = noise_dim, image_size, device, dtype
+        self.ema, self.seed = settings.ema, int(torch.initial_seed() % 2**31)
+        self.normalise_text = settings.normalise_text
+        self.generator = self._place(generator)
+        self.discriminators = {name: self._place(network) for name, network in discriminators.items()}
+        self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
+        self._judging = [p for n in self.discriminators.values() for p in n.parameters() if p.requires_grad]
+        betas = tuple(settings.adam_betas)
+        self._generator_adam = torch.optim.Adam(self.generator.parameters(), settings.generator_lr, betas)
+        self._discriminator_adam = torch.optim.Adam(self._judging, settings.discriminator_lr, betas)
+
+    @abc.abstractmethod
+    def step(self, batch: Batch, text: Features, step: int, vlm_loss: DualVLMLoss | None) -> dict[str, Tensor]:
+        """One update of every network.
+
+        Args:
+            batch: real pictures `(B, 3, S, S)` in [-1, 1] on the device, with class ids.
+            text: the captions' Features.
+            step: number of the step, decides the noise.
+            vlm_loss: the dual loss, or None for a plain run.
+
+        Returns:
+            Detached scalars by name, `discriminator` and `generator` among them.
+        """
+
+    @torch.no_grad()
+    def sample(self, noise: Tensor, text: Features) -> Tensor:
+        """`(B, 3, S, S)` pictures in [-1, 1] of the averaged generator, from noise `(B, noise_dim)`."""
+        return self.average.draw(noise, self.condition(text))[0]
+
+    def condition(self, text: Features) -> Features:
+        """The Features that generator and discriminators read, at the scale that the settings ask for."""
+        return scaled(text) if self.normalise_text else text.detach()
+
+    def noise(self, batch: int, step: int) -> Tensor:
+        """`(batch, noise_dim)` of a step, another on every rank."""
+        return training.noise((batch, self.noise_dim), self.device, self.seed, step, distributed.rank())
+
+    def autocast(self) -> torch.autocast:
+        """Autocast as the run's precision asks for."""
+        return training.autocast(self.device, self.dtype)
+
+    def update_discriminators(self, loss: Tensor) -> None:
+        """One step of the discriminators' Adam."""
+        _update(self._discriminator_adam, loss, self._judging)
+
+    def update_generator(self, loss: Tensor) -> None:
+        """One step of the generator's Adam and of its average."""
+        _update(self._generator_adam, loss, list(self.generator.parameters()))
+        training.update_average(self.average, self.generator, self.ema)
+
+    @contextlib.contextmanager
+    def frozen_discriminators(self) -> Iterator[None]:
+        """For the generator's update: only the path to the image is wanted, not the weights' gradients."""
+        for parameter in self._judging:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in self._judging:
+                parameter.requires_grad_(True)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def save_start(self, path: Path, notes: Mapping[str, Any]) -> None:
+        """Write the averaged generator and the discriminators as float16: a small file for others to go on from."""
+        networks = {"generator": self.average, **self.discriminators}
+        weights = {n: {k: _halved(v) for k, v in m.state_dict().items()} for n, m in networks.items()}
+        content = {"format": f"vlm_plugin.{self.name}", "version": 1, "notes": dict(notes), "weights": weights}
+        training.save_atomically(content, path)
+
+    def load_start(self, path: Path, matcher: VLM, *, discriminators: bool = True) -> list[str]:
+        """Begin from saved networks (see `read`); optimisers start anew.
+
+        Args:
+            path: a run's folder or a file.
+            matcher: its text encoder will condition the generator.
+            discriminators: take those too, where they are there.
+
+        Returns:
+            Names of the networks taken.
+
+        Raises:
+            FileNotFoundError, ValueError: the message names the file.
+        """
+        saved = self.read(path, discriminators=discriminators)
+        saved.check(matcher, str(path))
+        if saved.normalise_text != self.normalise_text:
+            raise ValueError(
+                f"{path}: trained with normalise_text {saved.normalise_text}, the settings say {self.normalise_text}"
+            )
+        networks = {"generator": self.generator, **self.discriminators}
+        taken = {n: w for n, w in saved.weights.items() if n == "generator" or discriminators}
+        # All before the first is loaded: who catches the error goes on with the networks as they were.
+        for name, state in taken.items():
+            check_weights(networks.get(name), state, f"{path}, {name}")
+        for name, state in taken.items():
+            networks[name].load_state_dict(state)
+        self.average.load_state_dict(self.generator.state_dict())
+        return list(taken)
+
+    @classmethod
+    def read(cls, path: Path, *, discriminators: bool = True) -> Saved:
+        """Read networks without executing code: a run's folder, what `save_start` wrote, or a published checkpoint.
+
+        Args:
+            path: a run's folder or a file.
+            discriminators: False leaves alone what lies in files beside a published generator.
+
+        Raises:
+            FileNotFoundError, ValueError: the message names the file.
+        """
+        if path.is_dir():
+            return cls._read_run(path)
+        content = read_file(path, f"checkpoint of {cls.name}")
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{path}: expected a checkpoint of {cls.name}, got a {type(content).__name__}")
+        if "format" not in content:
+            return Saved(cls.published(content, path, discriminators), False, None, None)
+        content = read_checkpoint(path, f"vlm_plugin.{cls.name}", 1)
+        with _whole(path):
+            notes = content["notes"]
+            weights = _state_dicts(content["weights"], path)
+            return Saved(weights, notes["settings"]["normalise_text"], PACKAGED, notes["text_fingerprint"])
+
+    @classmethod
+    def _read_run(cls, path: Path) -> Saved:
+        for file in ("options.json", "checkpoint.pt"):
+            if not (path / file).is_file():
+                raise FileNotFoundError(f"{path}: expected a run's folder with {file}")
+        with _whole(path / "options.json"):
+            options = json.loads((path / "options.json").read_text(encoding="utf-8"))
+            if options["baseline"] != cls.name.lower():
+                raise ValueError(f"{path}: expected a run of {cls.name.lower()}, got one of {options['baseline']}")
+            matcher = options["vlm"] or options["text_encoder"]
+            told = options["settings"]["normalise_text"], matcher, options["text_fingerprint"], options["max_words"]
+            data = Path(options["data"]) if options["data"] else None
+        file = path / "checkpoint.pt"
+        content = read_file(file, "checkpoint")
+        with _whole(file):
+            weights = {n: w for n, w in content["trainer"].items() if not n.endswith("_adam")}
+            weights["generator"] = weights.pop("average")
+            return Saved(_state_dicts(weights, file), *told, data)
+
+    @classmethod
+    def load_generator(cls, saved: Saved, where: str) -> nn.Module:
+        """The generator alone, of the sizes that its weights tell.
+
+        Raises:
+            ValueError: no generator's weights; `where` names them.
+        """
+        state = saved.weights["generator"]
+        generator = cls._sized(state, where)
+        load_weights(generator, state, where)
+        return generator
+
+    @classmethod
+    def _sized(cls, state: Mapping[str, Tensor], where: str) -> nn.Module:
+        """`generator_of`, with a ValueError that names the file for whatever no generator's shapes lead to."""
+        try:
+            return cls.generator_of(state)
+        except (LookupError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{where}: no generator of {cls.name} ({type(error).__name__}: {error})") from None
+
+    @staticmethod
+    @abc.abstractmethod
+    def published(content: Mapping[str, Any], path: Path, discriminators: bool) -> dict[str, Mapping[str, Tensor]]:
+        """State dicts by this trainer's names for its networks, out of a published checkpoint's content.
+
+        Args:
+            content: what the file holds.
+            path: the file, for messages and for what lies beside it.
+            discriminators: read those too, where they lie in files of their own.
+
+        Raises:
+            ValueError: no published checkpoint; the message names the file.
+        """
+
+    @staticmethod
+    @abc.abstractmethod
+    def generator_of(state: Mapping[str, Tensor]) -> nn.Module:
+        """A generator of the sizes that a state dict's shapes tell, without its weights.
+
+        Raises:
+            KeyError: no generator's state dict.
+        """
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "generator": self.generator,
+            **self.discriminators,
+            "average": self.average,
+            "generator_adam": self._generator_adam,
+            "discriminator_adam": self._discriminator_adam,
+        }
+
+    def _place(self, network: nn.Module) -> nn.Module:
+        return network.to(self.device, memory_format=torch.channels_last)
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load a state dict, all of it or nothing; see `check_weights`."""
+    check_weights(network, state, where)
+    network.load_state_dict(state)
+
+
+def check_weights(network: nn.Module | None, state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse a state dict that is not the network's.
+
+    Args:
+        network: None where the trainer has no such network.
+        state: the weights, of any floating-point type.
+        where: names them in messages.
+
+    Raises:
+        ValueError: names or shapes differ; the first few are listed.
+    """
+    expected = {} if network is None else network.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"{where}: does not fit the settings' network: {'; '.join(problems[:3])}{more}")
+
+
+def bare(state: object, where: str) -> dict[str, Tensor]:
+    """A state dict without the `module.` prefixes that data-parallel wrappers leave.
+
+    Raises:
+        ValueError: something else.
+    """
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{where}: expected a state dict of tensors")
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def scaled(text: Features) -> Features:
+    """Word and sentence vectors brought to the length sqrt(D), without gradient. Source: ours.
+
+    Networks expect inputs of about unit size in each component. A matcher trained on cosines leaves lengths open.
+    """
+    root = text.pooled.shape[1] ** 0.5
+    return Features(unit(text.local.detach()) * root, unit(text.pooled.detach()) * root, text.mask)
+
+
+def _state_dicts(weights: Mapping[str, object], path: Path) -> dict[str, dict[str, Tensor]]:
+    weights["generator"]
+    return {name: bare(state, f"{path}, {name}") for name, state in weights.items()}
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Name the file when its content is not what `Trainer` writes, whatever that leads to."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: damaged, or written by another release ({reason})") from error
+
+
+def _update(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    training.average_gradients(parameters)
+    optimizer.step()
+
+
+def _halved(value: Tensor) -> Tensor:
+    value = value.detach().cpu()
+    return value.half() if value.is_floating_point() else value
