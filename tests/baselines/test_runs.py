@@ -369,7 +369,8 @@ def test_an_original_settings_file_decides_the_run(tmp_path: Path) -> None:
     # A file that does not train: an evaluation of what there is.
     content["TRAIN"]["FLAG"] = False
     cfg.write_text(yaml.safe_dump(content), encoding="utf-8")
-    assert checkpoint(run("--cfg", cfg, *out, name="attngan"))["step"] == 0
+    folder = run("--cfg", cfg, *out, name="attngan", build=Seen("attngan", fail_at(0)).build)
+    assert checkpoint(folder)["step"] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
