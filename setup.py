@@ -19,8 +19,9 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["vlm_plugin", "vlm_plugin.*"]),
-    package_data={"vlm_plugin": ["assets/*"]},
+    packages=[*find_packages(include=["vlm_plugin", "vlm_plugin.*"]), "vlm_plugin.patches"],
+    package_dir={"vlm_plugin.patches": "patches"},
+    package_data={"vlm_plugin": ["assets/*"], "vlm_plugin.patches": ["*.patch"]},
     install_requires=["torch>=2.4", "torchvision", "numpy", "pillow>=10.1", "nltk", "easydict"],
     extras_require={
         "train": TRAIN,

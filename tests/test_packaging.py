@@ -42,6 +42,12 @@ def test_all_assets_are_packed() -> None:
         assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), name
 
 
+def test_the_patches_are_packed() -> None:
+    assert argument("package_dir") == {"vlm_plugin.patches": "patches"}
+    (pattern,) = argument("package_data")["vlm_plugin.patches"]
+    assert {path.name for path in (ROOT / "patches").glob(pattern)} == {"attngan.patch", "dfgan.patch"}
+
+
 def test_the_command_exists() -> None:
     (entry,) = argument("entry_points")["console_scripts"]
     name, module, function = re.fullmatch(r"(\S+) = (\S+):(\S+)", entry).groups()

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from vlm_plugin import __version__
-from vlm_plugin.tools import data, judge, pretrain
+from vlm_plugin.tools import data, judge, legacy, patch, pretrain
 
 COMMANDS = {
     "pretrain": (pretrain, "train a matcher on captioned pictures"),
     "data": (data, "make data sets"),
     "judge": (judge, "train the attribute classifier of the synthetic birds"),
+    "run-legacy": (legacy, "run an original's script, unedited, on today's Python and torch"),
+    "patch": (patch, "put the loss into a clone of an original trainer"),
 }
 
 
@@ -36,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; what the user got wrong is one line on stderr and exit status 2."""
     arguments = parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except (ValueError, TypeError, OSError) as error:
         print(f"vlm-plugin {arguments.command}: {error}", file=sys.stderr)
         return 2
-    return 0
