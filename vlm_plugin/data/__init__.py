@@ -1,14 +1,14 @@
 """Captioned pictures: a reader for each layout on disk, one Dataset, and the synthetic birds.
 
-A new layout is one module with a function that recognises it and one that reads it, and an entry in `_LAYOUTS`.
+A new layout is one module with a `LAYOUT`, named in `_LAYOUTS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
 from pathlib import Path
-from typing import NamedTuple
 
+from vlm_plugin.data import coco, cub, folder, originals
 from vlm_plugin.data.birds import (
     ATTRIBUTES,
     BirdTruth,
@@ -19,48 +19,44 @@ from vlm_plugin.data.birds import (
     swap_word,
     true_pairs,
 )
-from vlm_plugin.data.cub import cub_splits, is_cub, read_cub
 from vlm_plugin.data.dataset import Batch, CaptionedImages, Sample, collate
-from vlm_plugin.data.records import Record
+from vlm_plugin.data.records import Complain, Layout, Problem, Record, Records, stop
 
 __all__ = [
     "ATTRIBUTES",
     "Batch",
     "BirdTruth",
     "CaptionedImages",
+    "Problem",
     "Record",
+    "Records",
     "Sample",
     "collate",
     "contact_sheet",
+    "find_layout",
     "find_truth",
     "list_splits",
     "make_birds",
     "open_split",
-    "read_cub",
     "said_by",
     "swap_caption",
     "swap_word",
     "true_pairs",
 ]
 
-
-class Layout(NamedTuple):
-    """How to recognise one layout on disk, list its splits and read one."""
-
-    looks_like: str
-    recognise: Callable[[Path], bool]
-    splits: Callable[[Path], list[str]]
-    read: Callable[[Path, str], list[Record]]
+# The first that recognises a folder reads it: from the most particular to the most general.
+_LAYOUTS = (originals.LAYOUT, cub.LAYOUT, coco.LAYOUT, folder.LAYOUT)
+_TENTH = 10
 
 
-_LAYOUTS = (
-    Layout(
-        "CUB as AttnGAN has it (text/, CUB_200_2011/images/ and <split>/filenames.pickle)", is_cub, cub_splits, read_cub
-    ),
-)
+def find_layout(root: str | Path) -> Layout:
+    """The layout of a data folder.
 
-
-def _layout(root: Path) -> Layout:
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder has no known layout (the message lists them).
+    """
+    root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: expected a data folder, found no such folder")
     for layout in _LAYOUTS:
@@ -70,26 +66,60 @@ def _layout(root: Path) -> Layout:
     raise ValueError(f"{root}: expected a data folder with one of these layouts: {known}")
 
 
-def open_split(root: str | Path, split: str) -> list[Record]:
+def open_split(root: str | Path, split: str, complain: Complain = stop) -> Records:
     """Reads one split of a data folder, whichever known layout it has.
+
+    Nothing is written to the folder. Without a test split, about a tenth of the train split serves as one: the pictures
+    whose file name (without folder and extension, the last part of the key) has a SHA-256 digest divisible by ten, taken as a number. That does
+    not depend on order, layout or machine, and adding pictures moves none from one split to the other.
 
     Args:
         root: the data folder.
         split: name of the split, such as "train" or "test".
+        complain: called with each problem of the split; by default the first fatal one is raised.
 
     Returns:
         The split's pictures in the order of the data set.
 
     Raises:
-        FileNotFoundError: there is no such folder, or the reader misses a file.
-        ValueError: the folder has no known layout (the message lists them), or the reader refuses its content.
+        FileNotFoundError: there is no such folder, or a file is missing.
+        ValueError: the folder has no known layout (the message lists them), no such split, no pictures in it, or a
+            file's content is not what was expected.
     """
-    return _layout(Path(root)).read(Path(root), split)
+    root = Path(root)
+    layout = find_layout(root)
+    own = layout.splits(root)
+    made = "test" not in own and split in ("train", "test")
+    if split not in own and not made:
+        raise ValueError(f"split: expected one of {root}'s ({', '.join(list_splits(root))}), got {split!r}")
+    records = Records(layout.read(root, "train" if made else split, complain))
+    if made:
+        in_test = _tenth([record.key for record in records])
+        records = Records(r for r, chosen in zip(records, in_test, strict=True) if chosen == (split == "test"))
+    if not records:
+        complain(Problem(str(root), f"expected at least one picture in the split {split}, found none"))
+    return records
 
 
 def list_splits(root: str | Path) -> list[str]:
-    """Names of the splits that a data folder has; errors as `open_split`'s."""
-    return list(_layout(Path(root)).splits(Path(root)))
+    """Names of the splits that `open_split` can read; errors as its."""
+    own = find_layout(root).splits(Path(root))
+    return sorted({*own, "test"})
+
+
+def _tenth(keys: list[str]) -> list[bool]:
+    """Which pictures go to a test split that the data lack, see `open_split`."""
+    numbers = [int(hashlib.sha256(_name(key).encode("utf-8", "surrogatepass")).hexdigest(), 16) for key in keys]
+    chosen = [number % _TENTH == 0 for number in numbers]
+    if len(keys) > 1 and len(set(chosen)) == 1:
+        # A handful of pictures, or all of one name: neither split may be empty.
+        first = min(range(len(keys)), key=lambda i: (numbers[i], keys[i]))
+        chosen = [i == first for i in range(len(keys))]
+    return chosen
+
+
+def _name(key: str) -> str:
+    return key.rsplit("/", 1)[-1]
 
 
 def find_truth(root: str | Path) -> BirdTruth | None:

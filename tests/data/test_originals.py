@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlm_plugin.data import open_split, read_cub
+from vlm_plugin.data import open_split
+from vlm_plugin.data.originals import read_originals
 
 KEYS = ["001.Albatross/one", "001.Albatross/two", "002.Wren/three"]
 
@@ -31,7 +32,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_reads_the_records(root: Path) -> None:
-    records = read_cub(root, "train")
+    records = read_originals(root, "train")
     assert [record.key for record in records] == KEYS
     assert [record.class_id for record in records] == [1, 1, 2]
     assert records[0].box == (60.0, 27.0, 325.0, 304.0)
@@ -44,23 +45,23 @@ def test_reads_the_records(root: Path) -> None:
 def test_boxes_belong_to_names_and_not_to_positions(root: Path) -> None:
     (root / "CUB_200_2011/images.txt").write_text(f"7 {KEYS[2]}.jpg\n8 {KEYS[0]}.jpg\n9 {KEYS[1]}.jpg\n")
     (root / "CUB_200_2011/bounding_boxes.txt").write_text("9 9 9 9 9\n8 8 8 8 8\n7 7 7 7 7\n")
-    boxes = [record.box for record in read_cub(root, "train")]
+    boxes = [record.box for record in read_originals(root, "train")]
     assert [box[0] for box in boxes if box] == [8.0, 9.0, 7.0]
 
 
 def test_captions_of_any_encoding(root: Path) -> None:
     path = root / f"text/{KEYS[0]}.txt"
     path.write_bytes("\ufeffa bird with a caf\u00e9 crown\r\n\r\n   \na \u201cred\u201d bird".encode())
-    assert read_cub(root, "train")[0].captions == ("a bird with a caf\u00e9 crown", "a \u201cred\u201d bird")
+    assert read_originals(root, "train")[0].captions == ("a bird with a caf\u00e9 crown", "a \u201cred\u201d bird")
     path.write_bytes(b"a caf\xe9 bird\x85 with wings\n")
-    assert read_cub(root, "train")[0].captions == ("a caf\u00e9 bird\x85 with wings",)
+    assert read_originals(root, "train")[0].captions == ("a caf\u00e9 bird\x85 with wings",)
 
 
 def test_python_2_pickles_and_arrays(root: Path) -> None:
     # Python 2 strings, protocol 0: what pickle.dump(["001.Albatross/one"], f) wrote there.
     (root / "train/filenames.pickle").write_bytes(b"(lp0\nS'001.Albatross/one'\np1\na.")
     (root / "train/class_info.pickle").write_bytes(pickle.dumps(np.array([5]), protocol=2))
-    (record,) = read_cub(root, "train")
+    (record,) = read_originals(root, "train")
     assert (record.key, record.class_id) == ("001.Albatross/one", 5)
     assert type(record.class_id) is int
 
@@ -71,7 +72,7 @@ def test_python_2_names_in_utf8(root: Path) -> None:
     (root / "text/001.Albatross/caf\u00e9.txt").write_text("a bird")
     (root / "CUB_200_2011/images.txt").write_text("1 001.Albatross/caf\u00e9.jpg\n", encoding="utf-8")
     (root / "CUB_200_2011/bounding_boxes.txt").write_text("1 0 0 1 1\n")
-    (record,) = read_cub(root, "train")
+    (record,) = read_originals(root, "train")
     assert record.key == "001.Albatross/caf\u00e9"
     assert record.class_id is None
 
@@ -81,12 +82,12 @@ def test_no_boxes_only_if_both_files_are_absent(root: Path) -> None:
     content = names.read_text()
     names.unlink()
     with pytest.raises(FileNotFoundError, match=r"images\.txt: expected beside bounding_boxes\.txt"):
-        read_cub(root, "train")
+        read_originals(root, "train")
     boxes.unlink()
-    assert [record.box for record in read_cub(root, "train")] == [None] * 3
+    assert [record.box for record in read_originals(root, "train")] == [None] * 3
     names.write_text(content)
     with pytest.raises(FileNotFoundError, match=r"bounding_boxes\.txt: expected beside images\.txt"):
-        read_cub(root, "train")
+        read_originals(root, "train")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_keys_that_leave_the_folder_are_refused(root: Path, key: object) -> None
     (root.parent / "x.txt").write_text("a secret")
     (root / "train/filenames.pickle").write_bytes(pickle.dumps([KEYS[0], key, KEYS[1]]))
     with pytest.raises(ValueError, match=r"train.filenames\.pickle: expected (names|strings) '<class>/<name>'"):
-        read_cub(root, "train")
+        read_originals(root, "train")
 
 
 def test_unknown_split_lists_those_there(root: Path) -> None:
@@ -111,10 +112,10 @@ def test_missing_and_empty_caption_files(root: Path) -> None:
     path = root / f"text/{KEYS[1]}.txt"
     path.write_text("\n  \n")
     with pytest.raises(ValueError, match=r"two\.txt: expected at least one caption"):
-        read_cub(root, "train")
+        read_originals(root, "train")
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"two\.txt: expected the captions"):
-        read_cub(root, "train")
+        read_originals(root, "train")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_missing_and_empty_caption_files(root: Path) -> None:
 def test_bad_pickles(root: Path, name: str, content: object, message: str) -> None:
     (root / f"train/{name}.pickle").write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match=rf"train.{name}\.pickle: {message}"):
-        read_cub(root, "train")
+        read_originals(root, "train")
 
 
 @pytest.mark.parametrize(
@@ -152,14 +153,14 @@ def test_bad_pickles(root: Path, name: str, content: object, message: str) -> No
 def test_bad_tables(root: Path, name: str, content: str, message: str) -> None:
     (root / "CUB_200_2011" / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        read_cub(root, "train")
+        read_originals(root, "train")
 
 
 def test_a_picture_without_a_line_in_images_txt(root: Path) -> None:
     (root / "CUB_200_2011/images.txt").write_text(f"1 {KEYS[0]}.jpg\n")
     (root / "CUB_200_2011/bounding_boxes.txt").write_text("1 1 1 1 1\n")
     with pytest.raises(ValueError, match=r"images\.txt: expected a line for 001\.Albatross/two\.jpg"):
-        read_cub(root, "train")
+        read_originals(root, "train")
 
 
 def test_folders_of_another_kind(root: Path, tmp_path: Path) -> None:
@@ -169,4 +170,4 @@ def test_folders_of_another_kind(root: Path, tmp_path: Path) -> None:
         open_split(tmp_path, "train")
     (root / "CUB_200_2011/images").rmdir()
     with pytest.raises(FileNotFoundError, match="images: expected a folder of the CUB layout"):
-        read_cub(root, "train")
+        read_originals(root, "train")
