@@ -70,8 +70,8 @@ def open_split(root: str | Path, split: str, complain: Complain = stop) -> Recor
     """Reads one split of a data folder, whichever known layout it has.
 
     Nothing is written to the folder. Without a test split, about a tenth of the train split serves as one: the pictures
-    whose file name (without folder and extension, the last part of the key) has a SHA-256 digest divisible by ten, taken as a number. That does
-    not depend on order, layout or machine, and adding pictures moves none from one split to the other.
+    whose name (the last part of the key) has a SHA-256 digest that, as a number, is divisible by ten. That depends
+    neither on order nor on machine, and adding pictures moves no other from one split to the other.
 
     Args:
         root: the data folder.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import eq
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -127,7 +128,7 @@ class Records(Sequence[Record]):
 
     def __eq__(self, other: object) -> bool:
         """Whether both hold equal records in the same order."""
-        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
 
     __hash__ = None
 
