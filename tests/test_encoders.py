@@ -10,9 +10,15 @@ import pytest
 import torch
 from fill import fill_, wave
 from torch import nn
-from torchvision.models import inception_v3
+from torchvision.models import inception_v3, shufflenet_v2_x1_0
 
-from vlm_plugin.encoders import ConvEncoder, InceptionEncoder, LSTMTextEncoder, build_image_encoder
+from vlm_plugin.encoders import (
+    ConvEncoder,
+    InceptionEncoder,
+    LSTMTextEncoder,
+    ShuffleNetEncoder,
+    build_image_encoder,
+)
 from vlm_plugin.features import Features
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -187,9 +193,39 @@ def test_conv_encoder():
     assert ConvEncoder(embed_dim=16, width=4).double()(wave(2, 3, 16, 16).double()).local.dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", ["conv", "inception"])
+def test_shufflenet_encoder():
+    torch.manual_seed(0)
+    encoder = ShuffleNetEncoder(24)
+    # Every trained block of torchvision's network but its classifier, once.
+    published = shufflenet_v2_x1_0(weights=None)
+    count = sum(p.numel() for p in published.parameters()) - sum(p.numel() for p in published.fc.parameters())
+    heads = [*encoder.to_regions.parameters(), *encoder.to_pooled.parameters()]
+    assert sum(p.numel() for p in encoder.parameters()) - sum(p.numel() for p in heads) == count
+    encoder(torch.randn(32, 3, 64, 64))  # statistics
+    encoder.eval()
+    images = wave(2, 3, 64, 64).requires_grad_()
+    features = encoder(images)
+    assert (features.local.shape, features.pooled.shape) == ((2, 64, 24), (2, 24))
+    assert features.mask.all()
+    # Row-major order: a region answers most to its own place.
+    (gradient,) = torch.autograd.grad(features.local[0, 2 * 8 + 6].square().sum(), images, retain_graph=True)
+    assert not gradient[1].any()
+    cells = torch.nn.functional.avg_pool2d(gradient[0].abs().sum(0)[None, None], 8)[0, 0]
+    row, column = divmod(int(cells.argmax()), 8)
+    assert abs(row - 2) <= 1
+    assert abs(column - 6) <= 1
+    (gradient,) = torch.autograd.grad(features.pooled.square().sum(), images)
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(encoder(torch.zeros(1, 3, 128, 128)), encoder(torch.zeros(1, 3, 64, 64)))
+
+
+@pytest.mark.parametrize("name", ["conv", "inception", "shufflenet"])
 def test_settings_rebuild(name):
-    settings = {"conv": {"embed_dim": 16, "width": 4}, "inception": {"embed_dim": 16, "global_layer": "Mixed_7c"}}[name]
+    settings = {
+        "conv": {"embed_dim": 16, "width": 4},
+        "inception": {"embed_dim": 16, "global_layer": "Mixed_7c"},
+        "shufflenet": {"embed_dim": 16},
+    }[name]
     encoder = build_image_encoder(name, **settings)
     assert encoder.settings == settings
     assert encoder.embed_dim == 16
@@ -201,7 +237,7 @@ def test_settings_rebuild(name):
 
 
 def test_build_image_encoder_errors():
-    with pytest.raises(ValueError, match=r"name: expected one of \['conv', 'inception'\], got 'vit'"):
+    with pytest.raises(ValueError, match=r"name: expected one of \['conv', 'inception', 'shufflenet'\], got 'vit'"):
         build_image_encoder("vit")
     with pytest.raises(ValueError, match="width: expected a positive integer, got 0"):
         build_image_encoder("conv", width=0)
@@ -209,7 +245,9 @@ def test_build_image_encoder_errors():
         build_image_encoder("conv", depth=3)
 
 
-@pytest.mark.parametrize("make", [lambda: ConvEncoder(16, 4), lambda: InceptionEncoder(16)], ids=["conv", "inception"])
+@pytest.mark.parametrize(
+    "make", [lambda: ConvEncoder(16, 4), lambda: InceptionEncoder(16), lambda: ShuffleNetEncoder(16)]
+)
 def test_image_errors(make):
     encoder = make()
     with pytest.raises(TypeError, match="images: expected a Tensor"):

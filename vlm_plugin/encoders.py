@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import Inception_V3_Weights
+from torchvision.models import Inception_V3_Weights, shufflenet_v2_x1_0
 from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, InceptionC, InceptionD, InceptionE
 
 from vlm_plugin.features import Features
@@ -42,6 +42,13 @@ def _check_images(images: Tensor, weight: Tensor) -> None:
         raise ValueError(f"images: expected them on the encoder's device {weight.device}, got {images.device}")
     if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
         raise TypeError(f"images: expected the encoder's dtype {weight.dtype}, got {images.dtype}, outside autocast")
+
+
+def _sized(images: Tensor, size: int) -> Tensor:
+    """Square images of `size` pixels: bilinear, antialiased."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _image_features(regions: Tensor, pooled: Tensor) -> Features:
@@ -300,14 +307,56 @@ class ConvEncoder(nn.Module):
             ValueError: a wrong shape or device.
         """
         _check_images(images, self.to_regions.weight)
-        size = (self.input_size, self.input_size)
-        x = images
-        if x.shape[-2:] != size:
-            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
-        x = F.leaky_relu(self.stem_norm(self.stem(x)), 0.1)
+        x = F.leaky_relu(self.stem_norm(self.stem(_sized(images, self.input_size))), 0.1)
         x = self.stage2(self.stage1(x))
         regions = self.to_regions(x)
         return _image_features(regions, self.to_pooled(self.stage3(x).mean(dim=(2, 3))))
+
+
+class ShuffleNetEncoder(nn.Module):
+    """ShuffleNet V2 for 64-pixel images: 8x8 regions of the third stage, one global vector.
+
+    Torchvision's `shufflenet_v2_x1_0` without its max pooling, which 64 pixels cannot spare. It shares no
+    block with `ConvEncoder`: a matcher built on it gives a second opinion on a generator that learned from the other.
+
+    Attributes:
+        embed_dim: D.
+        grid: rows and columns of the regions, (8, 8).
+        input_range: the value range of the images, (-1, 1).
+        settings: plain values that rebuild the encoder.
+    """
+
+    name = "shufflenet"
+    grid = (8, 8)
+    input_range = (-1, 1)
+    input_size = 64
+
+    def __init__(self, embed_dim: int = 128) -> None:
+        """Build the network with random weights.
+
+        Args:
+            embed_dim: D.
+
+        Raises:
+            ValueError: the argument is no positive integer.
+        """
+        super().__init__()
+        _check_positive(embed_dim=embed_dim)
+        self.embed_dim = embed_dim
+        self.settings: dict[str, Any] = {"embed_dim": embed_dim}
+        network = shufflenet_v2_x1_0(weights=None)
+        self.to_stage3 = nn.Sequential(network.conv1, network.stage2, network.stage3)
+        self.to_stage5 = nn.Sequential(network.stage4, network.conv5)
+        # What these stages give is asked of them, not repeated here.
+        channels, wide = network.stage4[0].branch1[0].in_channels, network.fc.in_features
+        self.to_regions = nn.Conv2d(channels, embed_dim, 1)
+        self.to_pooled = nn.Linear(wide, embed_dim)
+
+    def forward(self, images: Tensor) -> Features:
+        """Encode images; arguments, result and errors as `ConvEncoder`'s."""
+        _check_images(images, self.to_regions.weight)
+        x = self.to_stage3(_sized(images, self.input_size))
+        return _image_features(self.to_regions(x), self.to_pooled(self.to_stage5(x).mean(dim=(2, 3))))
 
 
 class LSTMTextEncoder(nn.Module):
@@ -419,7 +468,7 @@ class LSTMTextEncoder(nn.Module):
 
 
 _IMAGE_ENCODERS: dict[str, Callable[..., nn.Module]] = {
-    encoder.name: encoder for encoder in (ConvEncoder, InceptionEncoder)
+    encoder.name: encoder for encoder in (ConvEncoder, InceptionEncoder, ShuffleNetEncoder)
 }
 
 
@@ -427,7 +476,7 @@ def build_image_encoder(name: str, **settings: object) -> nn.Module:
     """An image encoder by name, as checkpoints store it.
 
     Args:
-        name: `"conv"` or `"inception"`, an encoder's `name`.
+        name: `"conv"`, `"inception"` or `"shufflenet"`, an encoder's `name`.
         **settings: its arguments, an encoder's `settings`.
 
     Raises:

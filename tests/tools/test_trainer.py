@@ -77,7 +77,7 @@ def notes_of(kind: str, matcher: VLM, **changes: object) -> dict[str, object]:
     return {"settings": settings, "text_fingerprint": fingerprint(matcher.text_encoder)}
 
 
-def write_run(kind: str, trainer: Trainer, matcher: VLM, folder: Path, **options: object) -> Path:
+def write_run(kind: str, trainer: Trainer, matcher: VLM, folder: Path, /, **options: object) -> Path:
     """As a run leaves its folder, the files that are read here."""
     folder.mkdir()
     changes = {"normalise_text": trainer.normalise_text}
@@ -181,18 +181,33 @@ def test_a_bare_generator(tmp_path: Path, matcher: VLM, kind: str, prefix: str) 
 @both
 def test_what_a_file_tells_beside_weights(tmp_path: Path, matcher: VLM, kind: str) -> None:
     trainer, name = build(kind, matcher, 1), fingerprint(matcher.text_encoder)
-    run = write_run(kind, trainer, matcher, tmp_path / "run", data="birds", max_words=9)
-    assert KINDS[kind].read(run)[1:] == (True, "words.pt", name, 9, Path("birds"))
-    run = write_run(kind, trainer, matcher, tmp_path / "dual", vlm="dual.vlm.pt", text_encoder=None)
-    assert KINDS[kind].read(run)[1:] == (True, "dual.vlm.pt", name, None, None)
-    start = write(kind, "start", trainer, matcher, tmp_path)
-    assert KINDS[kind].read(start)[1:] == (True, PACKAGED, name, None, None)
+    plain = "0123" if kind == "attngan" else None  # whose DAMSM loss comes from the matcher
+    run = write_run(kind, trainer, matcher, tmp_path / "run", data="birds", max_words=9, matcher="0123")
+    assert KINDS[kind].read(run)[1:] == (True, "words.pt", name, 9, Path("birds"), plain)
+    run = write_run(kind, trainer, matcher, tmp_path / "dual", vlm="dual.vlm.pt", text_encoder=None, matcher="0123")
+    assert KINDS[kind].read(run)[1:] == (True, "dual.vlm.pt", name, None, None, "0123")
+    for with_vlm, expected in ((True, "0123"), (False, plain)):
+        notes = {**notes_of(kind, matcher, normalise_text=True), "matcher": "0123", "with_vlm": with_vlm}
+        trainer.save_start(tmp_path / "start.pt", notes)
+        assert KINDS[kind].read(tmp_path / "start.pt")[1:] == (True, PACKAGED, name, None, None, expected)
     trainer.normalise_text = False
     run = write_run(kind, trainer, matcher, tmp_path / "unscaled")
     assert not KINDS[kind].read(run).normalise_text
     assert not KINDS[kind].read(write(kind, "start", trainer, matcher, tmp_path)).normalise_text
     published = write(kind, "published", trainer, matcher, tmp_path)
-    assert KINDS[kind].read(published)[1:] == (False, None, None, None, None)
+    assert KINDS[kind].read(published)[1:] == (False, None, None, None, None, None)
+
+
+@both
+def test_a_run_holds_the_averaged_generator_and_the_trained_one(tmp_path: Path, matcher: VLM, kind: str) -> None:
+    trainer = build(kind, matcher, 1)
+    with torch.no_grad():
+        next(trainer.average.parameters()).add_(1)
+    run = write_run(kind, trainer, matcher, tmp_path / "run")
+    networks = states(trainer)
+    assert same(KINDS[kind].read(run).weights["generator"], networks["average"])
+    assert same(KINDS[kind].read(run, averaged=False).weights["generator"], networks["generator"])
+    assert not same(networks["generator"], networks["average"])
 
 
 @both

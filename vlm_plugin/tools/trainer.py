@@ -37,6 +37,8 @@ class Saved(NamedTuple):
     """Words kept of a caption; None for as many as the text encoder's own file says."""
     data: Path | None = None
     """Folder of the captions, which may hold that text encoder's vocabulary."""
+    trained_with: str | None = None
+    """Fingerprint of the matcher whose loss trained the generator: its scores of it are circular."""
 
     def check(self, matcher: VLM, where: str) -> None:
         """Refuse a text encoder that the generator was not trained with.
@@ -192,18 +194,19 @@ class Trainer(abc.ABC):
         return list(taken)
 
     @classmethod
-    def read(cls, path: Path, *, discriminators: bool = True) -> Saved:
+    def read(cls, path: Path, *, discriminators: bool = True, averaged: bool = True) -> Saved:
         """Read networks without executing code: a run's folder, what `save_start` wrote, or a published checkpoint.
 
         Args:
             path: a run's folder or a file.
             discriminators: False leaves alone what lies in files beside a published generator.
+            averaged: False takes a run's generator as trained and not its average; files hold one alone.
 
         Raises:
             FileNotFoundError, ValueError: the message names the file.
         """
         if path.is_dir():
-            return cls._read_run(path)
+            return cls._read_run(path, averaged)
         content = read_file(path, f"checkpoint of {cls.name}")
         if not isinstance(content, Mapping):
             raise ValueError(f"{path}: expected a checkpoint of {cls.name}, got a {type(content).__name__}")
@@ -213,10 +216,14 @@ class Trainer(abc.ABC):
         with _whole(path):
             notes = content["notes"]
             weights = _state_dicts(content["weights"], path)
-            return Saved(weights, notes["settings"]["normalise_text"], PACKAGED, notes["text_fingerprint"])
+            teaches = notes.get("with_vlm") or cls.learns_from_matcher
+            return Saved(
+                weights, notes["settings"]["normalise_text"], PACKAGED, notes["text_fingerprint"],
+                trained_with=notes.get("matcher") if teaches else None,
+            )  # fmt: skip
 
     @classmethod
-    def _read_run(cls, path: Path) -> Saved:
+    def _read_run(cls, path: Path, averaged: bool) -> Saved:
         for file in ("options.json", "checkpoint.pt"):
             if not (path / file).is_file():
                 raise FileNotFoundError(f"{path}: expected a run's folder with {file}")
@@ -227,12 +234,15 @@ class Trainer(abc.ABC):
             matcher = options["vlm"] or options["text_encoder"]
             told = options["settings"]["normalise_text"], matcher, options["text_fingerprint"], options["max_words"]
             data = Path(options["data"]) if options["data"] else None
+            trained_with = options.get("matcher") if options["vlm"] or cls.learns_from_matcher else None
         file = path / "checkpoint.pt"
         content = read_file(file, "checkpoint")
         with _whole(file):
             weights = {n: w for n, w in content["trainer"].items() if not n.endswith("_adam")}
-            weights["generator"] = weights.pop("average")
-            return Saved(_state_dicts(weights, file), *told, data)
+            average = weights.pop("average")
+            if averaged:
+                weights["generator"] = average
+            return Saved(_state_dicts(weights, file), *told, data, trained_with)
 
     @classmethod
     def load_generator(cls, saved: Saved, where: str) -> nn.Module:
