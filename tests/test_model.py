@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 
 import pytest
 import torch
@@ -142,6 +143,65 @@ def test_encode_text_uses_its_own_vocabulary():
         vlm.encode_text(["a bird", "..."])
     with pytest.raises(ValueError, match=r"tokens: .* vocabulary has 10 words, got id 10"):
         vlm.encode_tokens(torch.tensor([[10]]), torch.tensor([1]))
+
+
+def by_id(words):
+    return dict(enumerate(words))
+
+
+def test_ids_of_another_vocabulary_are_refused(tmp_path):
+    """By a vocabulary, a dict or a file; the matcher and the loss around it."""
+    vlm = make_vlm()
+    loss = DualVLMLoss(vlm, lambda_vvm=1, lambda_vlm=1)
+    same, other = tmp_path / "same" / "captions.pickle", tmp_path / "other" / "captions.pickle"
+    changed = [*WORDS[:4], "green", *WORDS[5:], "tail"]
+    for path, words in ((same, WORDS), (other, changed)):
+        path.parent.mkdir()
+        content = [[[1, 2]], [[3]], by_id(words), {word: i for i, word in enumerate(words)}]
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    tokens, lengths = vlm.vocabulary.encode_batch(CAPTIONS, 5)
+    expected = vlm.encode_tokens(tokens, lengths).local
+    what = "the vocabulary of the matcher, got another (10 words against 11; first differing ids 4: 'red' / 'green')"
+    advice = "use the captions.pickle that came with this text encoder, or pretrain a matcher on this data"
+    for encode in (vlm.encode_tokens, loss.encode_tokens):
+        for fits in (vlm.vocabulary, Vocabulary(WORDS, unknown=None, ascii_only=True), by_id(WORDS), same, str(same)):
+            for _ in range(2):
+                assert torch.equal(encode(tokens, lengths, fits).local, expected)
+        for differs in (Vocabulary(changed), by_id(changed), other, str(other)):
+            source = differs if differs in (other, str(other)) else "vocabulary"
+            for _ in range(2):
+                with pytest.raises(ValueError, match=re.escape(f"{source}: expected {what}: {advice}")):
+                    encode(tokens, lengths, differs)
+        with pytest.raises(TypeError, match="vocabulary: expected a dict ixtoword of id to word, got int"):
+            encode(tokens, lengths, 3)
+        with pytest.raises(ValueError, match="vocabulary: expected a dict ixtoword whose keys are ids"):
+            encode(tokens, lengths, {word: i for i, word in enumerate(WORDS)})
+        with pytest.raises(FileNotFoundError):
+            encode(tokens, lengths, tmp_path / "missing.pickle")
+    parts = DualVLMLoss(
+        image_encoder=vlm.image_encoder, text_encoder=vlm.text_encoder, scorer=vlm.scorer, lambda_vvm=1, lambda_vlm=1
+    )
+    with pytest.raises(ValueError, match=r"vocabulary: expected none, as this loss was built from modules.*got Vocab"):
+        parts.encode_tokens(tokens, lengths, vlm.vocabulary)
+
+
+def test_a_vocabulary_is_compared_once(tmp_path, monkeypatch):
+    """At every step the same: no file is read and nothing compared again, until either side is another."""
+    vlm, path = make_vlm(), tmp_path / "captions.pickle"
+    path.write_bytes(pickle.dumps(by_id(WORDS)))
+    vlm.check_vocabulary(str(path))
+    path.unlink()
+    vlm.check_vocabulary("".join(str(path)))
+    with pytest.raises(FileNotFoundError):
+        vlm.check_vocabulary(tmp_path / "missing.pickle")
+    words = by_id(WORDS)
+    vlm.check_vocabulary(words)
+    with monkeypatch.context() as patch:
+        patch.setattr(Vocabulary, "check_same", lambda *_: pytest.fail("compared again"))
+        vlm.check_vocabulary(words)
+    vlm.vocabulary = Vocabulary([*WORDS[:-1], "tail"])
+    with pytest.raises(ValueError, match=r"10 words against 10; first differing ids 9: 'tail' / 'wings'"):
+        vlm.check_vocabulary(words)
 
 
 def test_vocabulary_of_another_size():

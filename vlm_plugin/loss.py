@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from .features import Features, as_features, check_features
 from .matching import contrastive_loss, general_loss, global_scores, local_scores
 from .model import VLM, fingerprint
 from .scorer import MatchingScoreBlock
+from .vocabulary import Vocabulary
 
 TERMS = ("vlm_local", "vlm_global", "vlm_general", "vvm_local", "vvm_global", "vvm_general")
 
@@ -152,19 +154,37 @@ class DualVLMLoss(nn.Module):
         return self.encode_tokens(tokens, lengths)
 
     @torch.no_grad()
-    def encode_tokens(self, tokens: Tensor, lengths: Tensor) -> Features:
+    def encode_tokens(
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        vocabulary: Vocabulary | Mapping[int, str] | str | os.PathLike[str] | None = None,
+    ) -> Features:
         """Anchors from ids of the matcher's own vocabulary.
 
         Args:
             tokens: `(B, T)` integers, padded with 0.
             lengths: `(B,)` integers, on any device.
+            vocabulary: what made the ids, where the host knows it: a Vocabulary, a dict `ixtoword` of id to word, or
+                the path of a captions pickle. Passing the same one at every step costs nothing.
 
         Returns:
             Features without gradient, on the loss's device.
 
         Raises:
-            ValueError: no text encoder here, an id outside the vocabulary, an empty caption.
+            OSError: the file `vocabulary` cannot be opened.
+            TypeError: `vocabulary` is something else.
+            ValueError: no text encoder here, a `vocabulary` other than the matcher's (or none here to compare it with),
+                an id outside the vocabulary, an empty caption.
         """
+        if vocabulary is not None:
+            vlm = self._vlm[0]
+            if vlm is None:
+                raise ValueError(
+                    "vocabulary: expected none, as this loss was built from modules, without a vocabulary to compare "
+                    f"it with, got {type(vocabulary).__name__}: build the loss from a VLM"
+                )
+            vlm.check_vocabulary(vocabulary)
         if self.text_encoder is None:
             raise ValueError("encode_tokens: this loss has no text_encoder: give it one, or use text_features")
         self._freeze()

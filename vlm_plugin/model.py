@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .encoders import InceptionEncoder, LSTMTextEncoder, build_image_encoder
 from .features import Features, as_features
 from .scorer import MatchingScoreBlock
-from .vocabulary import Vocabulary
+from .vocabulary import REMEDY, Vocabulary, vocabulary_of
 
 ASSETS = Path(__file__).parent / "assets"
 _FORMAT = "vlm_plugin.VLM"
@@ -75,6 +75,7 @@ class VLM(nn.Module):
         self.vocabulary = vocabulary
         self.max_words = max_words
         self.notes = dict(notes or {})
+        self._found_same: tuple[object, Vocabulary] | None = None
 
     @property
     def embed_dim(self) -> int:
@@ -118,17 +119,53 @@ class VLM(nn.Module):
         """The words of a caption that `encode_text` gives a vector each, in its order."""
         return self.vocabulary.decode(self.vocabulary.encode(caption, self.max_words)).split()
 
-    def encode_tokens(self, tokens: Tensor, lengths: Tensor) -> Features:
+    def encode_tokens(
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        vocabulary: Vocabulary | Mapping[int, str] | str | os.PathLike[str] | None = None,
+    ) -> Features:
         """Words and sentence vectors of ids of this matcher's own vocabulary.
 
         Args:
             tokens: `(B, T)` integers below the vocabulary's size, padded with 0.
             lengths: `(B,)` integers, on any device.
+            vocabulary: what made the ids, where the host knows it, see `check_vocabulary`.
 
         Raises:
-            ValueError: an id outside the vocabulary (a sign that another vocabulary made the ids), an empty caption.
+            ValueError: `vocabulary` is another than this matcher's, an id outside the vocabulary (a sign of the same),
+                an empty caption.
         """
+        if vocabulary is not None:
+            self.check_vocabulary(vocabulary)
         return self.text_encoder(tokens.to(self.device) if isinstance(tokens, Tensor) else tokens, lengths)
+
+    def check_vocabulary(self, vocabulary: Vocabulary | Mapping[int, str] | str | os.PathLike[str]) -> None:
+        """Refuse the ids of another vocabulary, whose words would silently be mistaken for each other.
+
+        Only the words and their ids are compared. To ask again with the same object or path costs nothing.
+
+        Args:
+            vocabulary: what made the ids: a Vocabulary, a dict `ixtoword` of id to word, or the path of a captions
+                pickle, see `Vocabulary.from_damsm`.
+
+        Raises:
+            OSError: the file cannot be opened.
+            TypeError: `vocabulary` is something else.
+            ValueError: it differs from this matcher's. The message has both sizes, the first differing words (this
+                matcher's first) and what to do.
+        """
+        is_path = isinstance(vocabulary, (str, os.PathLike))
+        if self._found_same is not None:
+            known, own = self._found_same
+            if own is self.vocabulary and (known is vocabulary or (is_path and known == vocabulary)):
+                return
+        if isinstance(vocabulary, Vocabulary):
+            other = vocabulary
+        else:
+            other = Vocabulary.from_damsm(vocabulary) if is_path else vocabulary_of(vocabulary, "vocabulary")
+        self.vocabulary.check_same(other, os.fspath(vocabulary) if is_path else "vocabulary", "the matcher")
+        self._found_same = vocabulary, self.vocabulary
 
     def stamp(self) -> None:
         """Record the present encoders as those the scorer belongs to. Training calls it when it ends."""
@@ -246,7 +283,7 @@ class VLM(nn.Module):
             ValueError: the files are no such state dicts, or text encoder and vocabulary (or image encoder) differ in
                 size.
         """
-        text_state = _state_dict(text_encoder_path, ("encoder.weight", "rnn.weight_hh_l0"), "DAMSM text encoder")
+        text_state = damsm_text_state(text_encoder_path)
         image_state = _state_dict(image_encoder_path, ("emb_features.weight",), "DAMSM image encoder")
         source = ""
         if not isinstance(vocabulary, Vocabulary):
@@ -256,7 +293,7 @@ class VLM(nn.Module):
         if rows != len(vocabulary):
             raise ValueError(
                 f"vocabulary: {text_encoder_path} was trained with {rows} words, the vocabulary has {len(vocabulary)}"
-                f"{source}: use the captions.pickle that came with this encoder"
+                f"{source}: {REMEDY}"
             )
         embed_dim = 2 * text_state["rnn.weight_hh_l0"].shape[1]
         global_layer = "Mixed_7c" if any(k.startswith("Mixed_7c.") for k in image_state) else "Mixed_7b"
@@ -328,6 +365,15 @@ def find_file(path: str | os.PathLike) -> Path:
         return packaged
     known = ", ".join(sorted(p.name for p in ASSETS.glob("*.vlm.pt"))) or "none"
     raise FileNotFoundError(f"{path}: no such file (packaged matchers: {known})")
+
+
+def damsm_text_state(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The state dict of a published DAMSM text encoder, on the CPU.
+
+    Raises:
+        FileNotFoundError, ValueError: the message names the file.
+    """
+    return _state_dict(path, ("encoder.weight", "rnn.weight_hh_l0"), "DAMSM text encoder")
 
 
 def _state_dict(path: str | os.PathLike, keys: tuple[str, ...], what: str) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,16 +21,30 @@ __all__ = ["END", "UNKNOWN", "Vocabulary"]
 END = "<end>"
 UNKNOWN = "<unk>"
 MAX_WORDS = 18  # what AttnGAN's and DF-GAN's data settings keep of a caption
+# What a user can do about a vocabulary that is not the text encoder's.
+REMEDY = (
+    "use the captions.pickle that came with this text encoder, or pretrain a matcher on this data (vlm-plugin pretrain)"
+)
 
-# Neither special word can come out of this tokenizer, so no caption can spell one.
+# Neither special word can come out of either tokenizer, so no caption can spell one.
 _TOKENIZER = RegexpTokenizer(r"\w+")
 
 
 class Vocabulary:
     r"""The words an encoder knows; a word's id is its place in the list. Id 0 ends and pads captions.
 
-    Tokens are the runs of word characters of the lower-case caption (nltk's `RegexpTokenizer(r"\w+")`), as in the
-    published text-to-image pipelines; the handling of unknown words is ours.
+    Tokens of an ASCII caption, and with `ascii_only` of any, are the runs of word characters of the lower-case caption
+    (nltk's `RegexpTokenizer(r"\w+")`), as in the published text-to-image pipelines; the handling of unknown words is
+    ours. Of other captions, in lower case and Unicode's composed form (NFC), a token is
+
+    - a word: a run of letters, numbers, underscores (Unicode categories L, N, Pc) and the marks (M) upon them; a
+      zero-width joiner or non-joiner between two such characters belongs to it. Scripts that put no blanks between
+      words (Hiragana, Katakana, Thai, ...) are not divided any further; Hangul has blanks.
+    - a Han ideograph, each by itself, with the marks upon it.
+    - an emoji: a symbol (category So, or anything else that a variation selector asks to be one) with its marks, skin
+      tones, tags and the symbols that a zero-width joiner adds; a keycap; a pair of regional indicators (a flag).
+
+    Everything else separates tokens.
 
     Attributes:
         words: all words, `words[0]` is `"<end>"`.
@@ -105,33 +121,9 @@ class Vocabulary:
             OSError: the file cannot be opened.
             TypeError, ValueError: the content is something else, or its ids are not 0, 1, 2, ... with `"<end>"` first.
         """
-        content: object = path_or_ixtoword
-        source = "path_or_ixtoword"
         if isinstance(path_or_ixtoword, (str, os.PathLike)):
-            source = os.fspath(path_or_ixtoword)
-            content = load_pickle(path_or_ixtoword)
-        if isinstance(content, (list, tuple)):
-            if len(content) != 4:
-                raise ValueError(
-                    f"{source}: expected [train captions, test captions, ixtoword, wordtoix], "
-                    f"got {type(content).__name__} of {len(content)}"
-                )
-            content = content[2]
-        if not isinstance(content, Mapping):
-            raise TypeError(f"{source}: expected a dict ixtoword of id to word, got {type(content).__name__}")
-        try:
-            by_id = {int(key): word for key, word in content.items()}
-        except (TypeError, ValueError):
-            raise ValueError(f"{source}: expected a dict ixtoword whose keys are ids, got {_short(content)}") from None
-        missing = next((i for i in range(len(content)) if i not in by_id), None)
-        if missing is not None:
-            raise ValueError(f"{source}: expected the ids 0 to {len(content) - 1} in ixtoword, {missing} is missing")
-        words = [by_id[i] for i in range(len(content))]
-        words = [word.decode("latin1") if isinstance(word, bytes) else word for word in words]
-        try:
-            return cls(words, unknown=None, ascii_only=True)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{source}: ixtoword: {error}") from None
+            return vocabulary_of(load_pickle(path_or_ixtoword), os.fspath(path_or_ixtoword))
+        return vocabulary_of(path_or_ixtoword, "path_or_ixtoword")
 
     def tokenize(self, caption: str) -> list[str]:
         """A caption's words in lower case, known or not.
@@ -256,6 +248,32 @@ class Vocabulary:
         """How two vocabularies differ, for error messages: both sizes and the first differing words."""
         if self == other:
             return f"both vocabularies have the same {len(self)} words"
+        parts = self._differing_words(other)
+        for name in ("unknown", "ascii_only"):
+            if getattr(self, name) != getattr(other, name):
+                parts.append(f"{name} {getattr(self, name)!r} against {getattr(other, name)!r}")
+        return "; ".join(parts)
+
+    def check_same(self, other: Vocabulary, ids_from: str, checkpoint: str) -> None:
+        """Refuse ids that another vocabulary made. How captions are split and what is unknown does not matter to ids.
+
+        Args:
+            other: what made the ids.
+            ids_from: the file or argument that `other` comes from, for the message.
+            checkpoint: whose vocabulary this is, for the message.
+
+        Raises:
+            ValueError: the words differ. The message has both names, both sizes, the first differing words (this
+                vocabulary's first) and what to do.
+        """
+        if self.words != other.words:
+            difference = "; ".join(self._differing_words(other))
+            raise ValueError(
+                f"{ids_from}: expected the vocabulary of {checkpoint}, got another ({difference}): {REMEDY}"
+            )
+
+    def _differing_words(self, other: Vocabulary) -> list[str]:
+        """Both sizes and, where the words differ, the first that do."""
         parts = [f"{len(self)} words against {len(other)}"]
         differing = [i for i, (a, b) in enumerate(zip(self.words, other.words, strict=False)) if a != b]
         if differing:
@@ -265,10 +283,7 @@ class Vocabulary:
             longer = self if len(self) > len(other) else other
             first = min(len(self), len(other))
             parts.append(f"the first {first} agree, id {first} is {_short(longer.words[first])} in the longer one")
-        for name in ("unknown", "ascii_only"):
-            if getattr(self, name) != getattr(other, name):
-                parts.append(f"{name} {getattr(self, name)!r} against {getattr(other, name)!r}")
-        return "; ".join(parts)
+        return parts
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint; `torch.load(weights_only=True)` reads them."""
@@ -288,6 +303,40 @@ class Vocabulary:
         return cls(state["words"], unknown=state["unknown"], ascii_only=state["ascii_only"])
 
 
+def vocabulary_of(content: object, source: str) -> Vocabulary:
+    """What `Vocabulary.from_damsm` makes of a file's content.
+
+    Args:
+        content: `[train captions, test captions, ixtoword, wordtoix]`, or only `ixtoword`.
+        source: the file or argument, for messages.
+
+    Raises:
+        TypeError, ValueError: see `Vocabulary.from_damsm`.
+    """
+    if isinstance(content, (list, tuple)):
+        if len(content) != 4:
+            raise ValueError(
+                f"{source}: expected [train captions, test captions, ixtoword, wordtoix], "
+                f"got {type(content).__name__} of {len(content)}"
+            )
+        content = content[2]
+    if not isinstance(content, Mapping):
+        raise TypeError(f"{source}: expected a dict ixtoword of id to word, got {type(content).__name__}")
+    try:
+        by_id = {int(key): word for key, word in content.items()}
+    except (TypeError, ValueError):
+        raise ValueError(f"{source}: expected a dict ixtoword whose keys are ids, got {_short(content)}") from None
+    missing = next((i for i in range(len(content)) if i not in by_id), None)
+    if missing is not None:
+        raise ValueError(f"{source}: expected the ids 0 to {len(content) - 1} in ixtoword, {missing} is missing")
+    words = [by_id[i] for i in range(len(content))]
+    words = [word.decode("latin1") if isinstance(word, bytes) else word for word in words]
+    try:
+        return Vocabulary(words, unknown=None, ascii_only=True)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{source}: ixtoword: {error}") from None
+
+
 def _short(value: object, limit: int = 60) -> str:
     """`repr(value)`, cut for messages."""
     # Cut before repr as well: a caption may be megabytes long.
@@ -299,11 +348,85 @@ def _tokens(caption: str, name: str, ascii_only: bool) -> list[str]:
     """The words of a caption that the caller calls `name`."""
     if not isinstance(caption, str):
         raise TypeError(f"{name}: expected a string, got {type(caption).__name__}")
+    if caption.isascii():
+        return _TOKENIZER.tokenize(caption.lower())
+    if not ascii_only:
+        return _unicode_tokens(caption)
     tokens = _TOKENIZER.tokenize(caption.lower())
-    if ascii_only:
-        # After splitting: "red\u2014brown" is two words, and dropping the dash first would make it one.
-        tokens = [token.encode("ascii", "ignore").decode("ascii") for token in tokens]
+    # After splitting: "red\u2014brown" is two words, and dropping the dash first would make it one.
+    tokens = [token.encode("ascii", "ignore").decode("ascii") for token in tokens]
     return [token for token in tokens if token]
+
+
+class _Kinds(dict[int, str]):
+    """Code point -> one letter for what the tokens need to know of it, found out when it is first met.
+
+    `w` letter, number, connector; `d` keycap digit, `#` keycap sign; `h` Han ideograph; `m` mark, `v` the variation
+    selector for emoji, `k` the combining keycap; `s` symbol, `t` skin tone, `g` tag, `r` regional indicator; `o` other
+    symbol or punctuation; `j` joiner (ZWJ), `n` non-joiner (ZWNJ); a blank is everything else.
+    """
+
+    def __missing__(self, code: int) -> str:
+        self[code] = kind = _kind(code)
+        return kind
+
+
+def _kind(code: int) -> str:
+    for first, last, kind in _KINDS:
+        if first <= code <= last:
+            return kind
+    category = unicodedata.category(chr(code))
+    if category[0] in "LN" or category == "Pc":
+        return "w"
+    if category[0] == "M":
+        return "m"
+    # Unassigned places among the pictographs: emoji of a later Unicode than this Python's.
+    if category == "So" or (category == "Cn" and 0x1F000 <= code <= 0x1FAFF):
+        return "s"
+    return "o" if category[0] in "PS" else " "
+
+
+# What the categories do not tell. The Han ideographs are those of the Unicode script of that name that are letters or
+# numbers; its radicals are symbols.
+_KINDS = (
+    (ord("0"), ord("9"), "d"),
+    (ord("#"), ord("#"), "#"),
+    (ord("*"), ord("*"), "#"),
+    (0x200C, 0x200C, "n"),
+    (0x200D, 0x200D, "j"),
+    (0x20E3, 0x20E3, "k"),
+    (0x3005, 0x3005, "h"),
+    (0x3007, 0x3007, "h"),
+    (0x3021, 0x3029, "h"),
+    (0x3038, 0x303B, "h"),
+    (0x3400, 0x4DBF, "h"),
+    (0x4E00, 0x9FFF, "h"),
+    (0xF900, 0xFAFF, "h"),
+    (0xFE0F, 0xFE0F, "v"),
+    (0xFFFD, 0xFFFD, " "),  # a symbol, but it stands for text that was lost
+    (0x1F1E6, 0x1F1FF, "r"),
+    (0x1F3FB, 0x1F3FF, "t"),
+    (0x20000, 0x2FFFD, "h"),
+    (0x30000, 0x3FFFD, "h"),
+    (0xE0020, 0xE007F, "g"),
+)
+_KIND_OF = _Kinds()
+
+_SYMBOL = "(?:rr|[str]|[o#]v)[mvktg]*"
+_TOKEN = re.compile(
+    "[d#]v?k"  # keycap
+    f"|{_SYMBOL}(?:j{_SYMBOL})*"
+    "|h[mvk]*"
+    # A digit that begins a keycap ends the word before it.
+    "|[wd](?:[wmvk]|d(?!v?k)|[jn]+(?=[wmvk]|d(?!v?k)))*"
+)
+
+
+def _unicode_tokens(caption: str) -> list[str]:
+    """The tokens of a caption that is not all ASCII, see `Vocabulary`."""
+    text = unicodedata.normalize("NFC", caption).lower()
+    # One letter for each character, so that a small ASCII pattern finds the tokens: `re` knows no Unicode categories.
+    return [text[slice(*match.span())] for match in _TOKEN.finditer(text.translate(_KIND_OF))]
 
 
 def _choose(count: int, keep: int, generator: random.Random | torch.Generator | None) -> list[int]:

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 
-from vlm_plugin import VLM, InceptionEncoder, LSTMTextEncoder, model
+from vlm_plugin import VLM, InceptionEncoder, LSTMTextEncoder, Vocabulary, model
 from vlm_plugin.tools.matchers import PACKAGED, damsm_pair, load_matcher
 
 WORDS = 12
@@ -90,7 +90,7 @@ def test_a_published_pair(folder: Path, tmp_path: Path) -> None:
 
 
 def test_where_files_are_looked_for(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The vocabulary in four places, one after another; the image encoder by the name of its file alone."""
+    """The vocabulary in four places, the first of equal ones; the image encoder by the name of its file alone."""
     asked = []
     monkeypatch.setattr(VLM, "from_damsm", lambda *paths: (asked.append(paths), tiny.build_matcher(scorer=False))[1])
     text, data = folder / "text_encoder7.pth", tmp_path / "data"
@@ -133,6 +133,61 @@ def test_missing_parts_are_named(folder: Path, tmp_path: Path) -> None:
         damsm_pair(text, data)
 
 
+def test_of_two_vocabularies_the_one_of_the_encoders_size(folder: Path, tmp_path: Path) -> None:
+    text, data = folder / "text_encoder7.pth", tmp_path / "data"
+    first, second = data / "captions.pickle", data / "captions_DAMSM.pickle"
+    write_vocabulary(first, WORDS + 5, "other")
+    write_vocabulary(second)
+    assert load_matcher(str(text), data).vocabulary == Vocabulary.from_damsm(second)
+    write_vocabulary(folder / "captions.pickle", WORDS - 1)
+    assert load_matcher(str(text), data).vocabulary == Vocabulary.from_damsm(second)
+    second.unlink()
+    write_vocabulary(folder / "captions.pickle")
+    assert load_matcher(str(text), data).vocabulary == Vocabulary.from_damsm(folder / "captions.pickle")
+    write_vocabulary(folder / "captions.pickle", WORDS - 1)
+    with pytest.raises(ValueError, match=r"text_encoder7.pth: ") as refused:
+        load_matcher(str(text), data)
+    assert str(refused.value) == (
+        f"{text}: expected a vocabulary of 12 words, as it was trained with, got {first} with 17, "
+        f"{folder / 'captions.pickle'} with 11: use the captions.pickle that came with this text encoder, "
+        "or pretrain a matcher on this data (vlm-plugin pretrain)"
+    )
+    # The data beside the encoder are one folder, under any name.
+    write_vocabulary(folder / "captions_DAMSM.pickle", WORDS - 2)
+    (tmp_path / "link").symlink_to(folder)
+    listed = f"got {folder / 'captions.pickle'} with 11, {folder / 'captions_DAMSM.pickle'} with 10:"
+    with pytest.raises(ValueError, match=listed):
+        load_matcher(str(text), tmp_path / "link")
+
+
+def test_vocabularies_of_the_right_size_that_differ_are_refused(folder: Path, tmp_path: Path) -> None:
+    text, data = folder / "text_encoder7.pth", tmp_path / "data"
+    for place in (data / "captions.pickle", folder / "captions.pickle"):
+        write_vocabulary(place)
+    write_vocabulary(data / "captions_DAMSM.pickle", WORDS + 1, "other")
+    write_vocabulary(folder / "captions_DAMSM.pickle", WORDS, "other")
+    with pytest.raises(ValueError, match=r"text_encoder7.pth: ") as refused:
+        load_matcher(str(text), data)
+    assert str(refused.value) == (
+        f"{text}: expected one vocabulary of 12 words, got two that differ, {data / 'captions.pickle'} and "
+        f"{folder / 'captions_DAMSM.pickle'} (12 words against 12; first differing ids 1: 'word1' / 'other1', "
+        "2: 'word2' / 'other2', 3: 'word3' / 'other3'): "
+        "keep the one that came with this text encoder and move the other away"
+    )
+    (folder / "captions_DAMSM.pickle").unlink()
+    assert load_matcher(str(text), data).vocabulary == Vocabulary.from_damsm(data / "captions.pickle")
+
+
+def test_a_second_vocabulary_that_runs_code(folder: Path, tmp_path: Path) -> None:
+    """Nothing says that it is not the encoder's, so it is not passed over."""
+    write_vocabulary(folder / "captions.pickle")
+    bomb = folder / "captions_DAMSM.pickle"
+    bomb.write_bytes(pickle.dumps([[], [], Bomb(tmp_path / "it ran"), {}], protocol=2))
+    with pytest.raises(ValueError, match=rf"^{bomb}: refused to load posix.mkdir"):
+        load_matcher(str(folder / "text_encoder7.pth"))
+    assert not (tmp_path / "it ran").exists()
+
+
 def test_a_text_encoder_in_the_image_encoders_place(folder: Path, tmp_path: Path) -> None:
     write_vocabulary(tmp_path / "captions.pickle")
     (folder / "image_encoder7.pth").unlink()
@@ -173,5 +228,5 @@ def test_other_files(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"text_encoder1.pth: not a readable"):
         load_matcher(str(file), tmp_path)
     assert not (tmp_path / "it ran").exists()
-    with pytest.raises(FileNotFoundError, match=r"missing.pth: no such file \(packaged matchers: birds.vlm.pt\)"):
+    with pytest.raises(FileNotFoundError, match=r"missing.pth: no such file \(packaged matchers: .*birds.vlm.pt\)"):
         load_matcher(str(tmp_path / "missing.pth"), tmp_path)

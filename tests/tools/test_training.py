@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from vlm_plugin.data import CaptionedImages, collate, open_split
-from vlm_plugin.data.dataset import Batch, Sample
+from vlm_plugin.data.dataset import BadSampleError, Batch, Sample
 from vlm_plugin.tools import training
 
 CPU = torch.device("cpu")
@@ -97,7 +97,9 @@ def test_loader_processes_change_nothing_and_survive_ctrl_c(images: CaptionedIma
     alone = take(6, images, 3, 2)
     batches = training.endless_batches(images, 3, 2, collate, device=CPU, workers=2)
     found = [next(batches), next(batches)]
-    for worker in batches._workers:
+    workers = torch.multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
         # A terminal sends it to the whole group of processes.
         os.kill(worker.pid, signal.SIGINT)
     found += list(itertools.islice(batches, 4))
@@ -129,6 +131,139 @@ def test_what_a_sample_draws_from_torch_depends_on_its_position() -> None:
     values = [stream[p] for p in range(50)]
     assert values == [stream[p] for p in range(50)]
     assert len(set(values)) == 50
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samples that cannot be used
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Flawed(Dataset):
+    """Of ten samples, those named in `bad` cannot be used."""
+
+    def __init__(self, bad: set[int]) -> None:
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self.bad:
+            error = BadSampleError(f"{index}.jpg: damaged")
+            error.where = f"{index}.jpg"
+            raise error
+        return Sample(torch.rand(1), "a", 0, None, str(index), index)
+
+
+def test_a_bad_sample_gives_way_to_another_decided_by_its_position_alone() -> None:
+    whole, flawed = training.Stream(Flawed(set()), 3), training.Stream(Flawed({2, 5}), 3, skip_bad=True)
+    torch.manual_seed(0)
+    samples = [flawed[p] for p in range(200)]
+    torch.manual_seed(9)
+    other = training.Stream(Flawed({2, 5}), 3, skip_bad=True)
+    assert all(same_sample(samples[p], other[p]) for p in reversed(range(200)))
+    stand_ins = []
+    for p, sample in enumerate(samples):
+        expected = whole[p]
+        if expected.index in (2, 5):
+            stand_ins.append(sample)
+            assert sample.skipped[0] == f"{expected.index}.jpg"
+            assert set(sample.skipped) <= {"2.jpg", "5.jpg"}
+        else:
+            assert same_sample(sample, expected)
+            assert sample.skipped == ()
+    assert len(stand_ins) == 40
+    assert {sample.index for sample in stand_ins} == set(range(10)) - {2, 5}
+    assert any(len(sample.skipped) > 1 for sample in stand_ins)
+    assert len({float(sample.image) for sample in stand_ins}) == 40  # each augmented in its own way
+    assert [s.index for s in samples] != [
+        training.Stream(Flawed({2, 5}), 4, skip_bad=True)[p].index for p in range(200)
+    ]
+
+
+def test_a_bad_sample_leaves_the_global_randomness_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    stream = training.Stream(Flawed(set(range(9))), 0, skip_bad=True)
+    assert [stream[p].index for p in range(10)] == [9] * 10
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_sample_stops_the_batches_with_its_own_words(workers: int) -> None:
+    batches = training.endless_batches(Flawed({2}), 5, 0, collate, device=CPU, workers=workers)
+    with pytest.raises(BadSampleError) as caught:
+        list(itertools.islice(batches, 2))
+    assert str(caught.value) == "2.jpg: damaged"
+    assert caught.value.where == "2.jpg"
+
+
+def test_a_batch_that_cannot_be_made_stops_in_the_same_way() -> None:
+    def refuse(samples: list[Sample]) -> Batch:
+        raise BadSampleError("key: no words")
+
+    with pytest.raises(BadSampleError, match=r"^key: no words$"):
+        next(training.endless_batches(Flawed(set()), 5, 0, refuse, device=CPU, workers=1))
+
+
+def test_batches_say_what_was_left_out_whatever_the_number_of_processes() -> None:
+    options = {"device": CPU, "skip_bad": True}
+    first, second = (
+        list(itertools.islice(training.endless_batches(Flawed({1, 7}), 5, 0, collate, workers=w, **options), 4))
+        for w in (0, 2)
+    )
+    assert all(itertools.starmap(same_batch, zip(first, second, strict=True)))
+    assert [batch.skipped for batch in first] == [batch.skipped for batch in second]
+    for epoch in (first[:2], first[2:]):
+        assert {name for batch in epoch for name in batch.skipped} == {"1.jpg", "7.jpg"}
+
+
+def test_nothing_but_bad_samples_is_an_end() -> None:
+    message = r"expected one usable sample in 100, found none; the last one: \d\.jpg: damaged"
+    with pytest.raises(ValueError, match=message) as caught:
+        next(training.endless_batches(Flawed(set(range(10))), 2, 0, collate, device=CPU, skip_bad=True))
+    assert not isinstance(caught.value, BadSampleError)  # to leave it out is what was tried
+
+
+def test_usable_samples_in_their_order() -> None:
+    samples, skipped = training.usable_samples(Flawed({0, 4}), skip_bad=True)
+    assert [sample.index for sample in samples] == [1, 2, 3, 5, 6, 7, 8, 9]
+    assert skipped == ["0.jpg", "4.jpg"]
+    with pytest.raises(BadSampleError, match=r"0\.jpg: damaged"):
+        training.usable_samples(Flawed({0, 4}), skip_bad=False)
+    with pytest.raises(ValueError, match=r"expected one usable sample in 10, found none; the last one: 9\.jpg"):
+        training.usable_samples(Flawed(set(range(10))), skip_bad=True)
+
+
+def test_what_was_left_out_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "skipped.txt"
+    left_out = training.LeftOut(path, keep=True)
+    left_out.add([])
+    left_out.report()
+    assert not path.exists()
+    assert capsys.readouterr().out == ""
+    left_out.add(["b/ö.jpg", "c"])
+    left_out.report()
+    assert capsys.readouterr().out == f"left out 2 unusable pictures: see {path}\n"
+    name = b"a/\xff.jpg".decode("utf-8", "surrogateescape")  # a file name that is no UTF-8
+    resumed = training.LeftOut(path, keep=True)
+    resumed.add([name, "c"])
+    assert training.LeftOut(path, keep=True).names == resumed.names == {name, "b/ö.jpg", "c"}
+    lines = path.read_bytes().split(b"\n")
+    assert lines[1:] == ["b/ö.jpg".encode(), b"c", b""]
+    assert os.listdir(tmp_path) == ["skipped.txt"]
+    assert training.LeftOut(path, keep=False).names == set()
+    assert not path.exists()
+
+
+def test_only_rank_0_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training.LeftOut(tmp_path / "skipped.txt", keep=True).add(["a"])
+    monkeypatch.setattr(training.distributed, "rank", lambda: 1)
+    left_out = training.LeftOut(tmp_path / "skipped.txt", keep=False)
+    left_out.add(["b"])
+    assert left_out.names == {"b"}
+    assert (tmp_path / "skipped.txt").read_text() == "a\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -349,6 +484,7 @@ def one_rank(rank: int, port: int, folder: str) -> None:
     run = training.shared_run_folder(folder, f"rank{rank}")
     log = training.Log(run / "log.jsonl")
     log.add(step=rank)
+    assert training.from_all_ranks([f"of {rank}"] * (1 + rank)) == ["of 0", "of 1", "of 1"]
     training.barrier()
     assert training.Log.read(run / "log.jsonl") == [{"step": 0}]
     training.leave_ranks()
@@ -369,4 +505,5 @@ def test_one_process_needs_no_group() -> None:
     training.average_gradients([parameter])
     training.barrier()
     training.leave_ranks()
+    assert training.from_all_ranks(["a"]) == ["a"]
     assert torch.equal(parameter.grad, torch.ones(2))

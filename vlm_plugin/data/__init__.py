@@ -92,11 +92,17 @@ def open_split(root: str | Path, split: str, complain: Complain = stop) -> Recor
     made = "test" not in own and split in ("train", "test")
     if split not in own and not made:
         raise ValueError(f"split: expected one of {root}'s ({', '.join(list_splits(root))}), got {split!r}")
-    records = Records(layout.read(root, "train" if made else split, complain))
+    told: list[Problem] = []
+
+    def tell(problem: Problem) -> None:
+        told.append(problem)
+        complain(problem)
+
+    records = Records(layout.read(root, "train" if made else split, tell))
     if made:
         in_test = _tenth([record.key for record in records])
         records = Records(r for r, chosen in zip(records, in_test, strict=True) if chosen == (split == "test"))
-    if not records:
+    if not records and not any(problem.fatal for problem in told):
         complain(Problem(str(root), f"expected at least one picture in the split {split}, found none"))
     return records
 

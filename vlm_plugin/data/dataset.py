@@ -5,83 +5,141 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vlm_plugin.data.records import Record
+from vlm_plugin.vocabulary import MAX_WORDS, Vocabulary
 
 # Pictures are resized to 76/64 of the wanted size and cropped, as StackGAN, AttnGAN and DF-GAN do.
 _RESIZE = (76, 64)
 # Half the side of the square around a bounding box, in units of the box's longer side.
 _BOX_MARGIN = 0.75
+_ORIENTATION = 0x0112
+# EXIF orientation -> what turns the stored pixels upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# 16-bit grey values (0 to 65535) to one of 8 bits.
+_TO_8_BITS = 257
+_SHOWN = 60
+
+
+class BadSampleError(ValueError):
+    """A sample that cannot be used, through no fault of the program: training may leave it out and go on.
+
+    Attributes:
+        where: the picture's file, or its key where the captions are to blame.
+    """
+
+    where: str = ""
+
+
+class MissingPictureError(FileNotFoundError, BadSampleError):
+    """A picture that is not there."""
+
+
+def _bad(where: object, what: str, kind: type[BadSampleError] = BadSampleError) -> BadSampleError:
+    # One argument and an attribute: so the error survives pickling, and torch can make it anew in the main process.
+    error = kind(f"{where}: {what}")
+    error.where = str(where)
+    return error
 
 
 class Sample(NamedTuple):
     """One picture with one of its captions."""
 
-    image: Tensor
-    """(3, S, S) float32 in [-1, 1]."""
+    image: Tensor | tuple[Tensor, ...]
+    """(3, S, S) float32 in [-1, 1]; one for each size where the data set has several."""
     caption: str
     caption_index: int
     """Position of the caption among the picture's captions."""
-    class_id: int
-    """The class, or a stable id of the caption's text where there are no classes."""
+    class_id: int | None
+    """None where there are no classes."""
     key: str
     index: int
     """Position of the picture in the data set."""
+    skipped: tuple[str, ...] = ()
+    """Files and keys of samples that this one stands in for, see `vlm_plugin.tools.training.Stream`."""
+
+    def in_place_of(self, skipped: Sequence[str]) -> Sample:
+        """The same sample, standing in for others."""
+        return self._replace(skipped=(*self.skipped, *skipped))
 
 
 class Batch(NamedTuple):
     """B samples."""
 
-    images: Tensor
-    """(B, 3, S, S) float32 in [-1, 1]."""
+    images: Tensor | tuple[Tensor, ...]
+    """(B, 3, S, S) float32 in [-1, 1]; one for each size where the data set has several (a DataLoader that pins memory
+    makes a list of them)."""
     captions: list[str]
     caption_indices: Tensor
     """(B,) int64."""
     class_ids: Tensor
-    """(B,) int64."""
+    """(B,) int64: rows of equal id are no negatives of each other. Without classes an id of the caption's text, so
+    that equal captions have equal ids."""
     keys: list[str]
     indices: Tensor
     """(B,) int64."""
+    tokens: Tensor | None = None
+    """(B, T) int64 word ids, 0 past a caption's end; None unless `Collate` made the batch."""
+    lengths: Tensor | None = None
+    """(B,) int64 words of each caption; None unless `Collate` made the batch."""
+    skipped: Sequence[str] = ()
+    """Files and keys of samples that were left out, see `Sample`."""
 
 
 class CaptionedImages(Dataset[Sample]):
-    """Pictures with captions, cropped to one size.
+    """Pictures with captions, cropped to one size or several.
 
     A picture is cropped to a square around its bounding box (if it has one; half a side is 0.75 times the box's longer
     side; what lies outside the picture is cut off), and resized until its shorter side is 76/64 of `image_size`. From
     that, training takes a crop at random, mirrors it at random and draws one of the captions; evaluation takes the
-    centre, unmirrored, and caption number `index % number of captions`. All randomness is torch's, which a DataLoader
-    seeds apart for each worker.
+    centre, unmirrored, and caption number `index % number of captions`. With several sizes, the crop of the largest is
+    resized to the others, as AttnGAN does. All randomness is torch's, which a DataLoader seeds apart for each worker.
 
     Args:
-        records: the pictures, at least one.
-        image_size: side S of the pictures in pixels.
+        records: the pictures, at least one. They are not copied: `Records` stay packed.
+        image_size: side S of the pictures in pixels, or several.
         train: crop, mirror and draw captions at random.
         flip: mirror at random when training. Switch it off if captions tell left from right.
+        vocabulary: where given, captions without a word of it are passed over.
 
     Raises:
-        ValueError: no records, a record without captions, or an image size below 1.
+        ValueError: no records, no image size, or one below 1.
     """
 
-    def __init__(self, records: Sequence[Record], image_size: int, *, train: bool, flip: bool = True) -> None:
-        if image_size < 1:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        image_size: int | Sequence[int],
+        *,
+        train: bool,
+        flip: bool = True,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        self._sizes = tuple(image_size) if isinstance(image_size, Sequence) else (image_size,)
+        if not self._sizes or min(self._sizes) < 1:
             raise ValueError(f"image_size: expected at least 1 pixel, got {image_size}")
-        if not records:
+        if not len(records):
             raise ValueError("records: expected at least one picture, got none")
-        for record in records:
-            if not record.captions:
-                raise ValueError(f"records: expected at least one caption for {record.key}, got none")
-        self.records = list(records)
+        self.records = records
         self.image_size = image_size
         self.train = train
         self.flip = flip
+        self.vocabulary = vocabulary
 
     def __len__(self) -> int:
         return len(self.records)
@@ -91,63 +149,135 @@ class CaptionedImages(Dataset[Sample]):
 
         Raises:
             IndexError: the index is not in 0 .. len - 1.
-            FileNotFoundError: the picture is missing.
-            ValueError: the picture cannot be read, or its box lies outside it.
+            BadSampleError: a picture that `load_image` refuses, or one without a caption (that has a word of the
+                vocabulary, where there is one). A missing picture's is a FileNotFoundError as well.
         """
         if not 0 <= index < len(self.records):
             raise IndexError(f"index: expected 0 to {len(self.records) - 1}, got {index}")
         record = self.records[index]
-        image = self._crop(load_image(record.image, record.box, self.image_size * _RESIZE[0] // _RESIZE[1]))
-        count = len(record.captions)
-        number = int(torch.randint(count, ())) if self.train else index % count
-        caption = record.captions[number]
-        class_id = caption_id(caption) if record.class_id is None else record.class_id
-        return Sample(image, caption, number, class_id, record.key, index)
+        numbers = self._usable(record)
+        image = self._view(load_image(record.image, record.box))
+        number = numbers[int(torch.randint(len(numbers), ())) if self.train else index % len(numbers)]
+        return Sample(image, record.captions[number], number, record.class_id, record.key, index)
 
-    def _crop(self, image: Image.Image) -> Tensor:
-        size = self.image_size
-        free_x, free_y = image.width - size, image.height - size
+    def _usable(self, record: Record) -> list[int]:
+        """Numbers of the captions that can be used."""
+        if not record.captions:
+            raise _bad(record.key, "expected at least one caption, got none")
+        numbers = [
+            i for i, caption in enumerate(record.captions) if self.vocabulary is None or _says(caption, self.vocabulary)
+        ]
+        if not numbers:
+            raise _wordless(record.key, record.captions[0], self.vocabulary)
+        return numbers
+
+    def _view(self, image: Image.Image) -> Tensor | tuple[Tensor, ...]:
+        """The crop, mirrored or not, at each size."""
+        size = max(self._sizes)
+        shorter = size * _RESIZE[0] // _RESIZE[1]
+        scale = shorter / min(image.size)
+        width, height = (max(round(side * scale), shorter) for side in image.size)
         mirror = False
         if self.train:
-            left, top = int(torch.randint(free_x + 1, ())), int(torch.randint(free_y + 1, ()))
+            left, top = int(torch.randint(width - size + 1, ())), int(torch.randint(height - size + 1, ()))
             mirror = self.flip and bool(torch.rand(()) < 0.5)
         else:
-            left, top = free_x // 2, free_y // 2
-        pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
-        tensor = torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1)
-        return (tensor.flip(2) if mirror else tensor).contiguous()
+            left, top = (width - size) // 2, (height - size) // 2
+        # Only what the crop shows is resized: a picture of 20,000 x 2 pixels would become one of gigabytes.
+        x, y = image.width / width, image.height / height
+        region = (left * x, top * y, min((left + size) * x, image.width), min((top + size) * y, image.height))
+        # PIL's bilinear filter is antialiased, and sees the pixels around the region.
+        crop = image.resize((size, size), Image.Resampling.BILINEAR, box=region)
+        if mirror:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        views = tuple(_tensor(crop.resize((s, s), Image.Resampling.BILINEAR)) for s in self._sizes)
+        return views if isinstance(self.image_size, Sequence) else views[0]
 
 
-def load_image(path: Path, box: tuple[float, float, float, float] | None, shorter_side: int) -> Image.Image:
-    """Reads a picture, crops it around a bounding box and resizes it, keeping its proportions.
+def _tensor(image: Image.Image) -> Tensor:
+    pixels = np.asarray(image, dtype=np.float32)
+    return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1).contiguous()
+
+
+def load_image(path: Path, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+    """Reads a picture, turns it upright and crops it around a bounding box.
+
+    It is turned as its EXIF orientation says before anything else: boxes are in pixels of the upright picture.
+    Transparent pictures are laid over white, grey values of 16 bits are scaled to 8, and of several frames the first
+    one counts.
 
     Args:
         path: the file.
-        box: (x, y, width, height) in pixels, or None for the whole picture.
-        shorter_side: length of the result's shorter side in pixels.
+        box: (x, y, width, height) in pixels, or None for the whole picture. What lies outside the picture is cut off.
 
     Returns:
         An RGB picture.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as a picture, or the box lies outside it. The message names the file.
+        MissingPictureError: there is no such file.
+        BadSampleError: the file cannot be read as a picture, has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (refused
+            before any is decoded) or floating-point values, or the box lies outside it. The message names the file.
     """
     try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: expected a picture, found no such file") from None
-    # A damaged picture can fail with many types of exception, SyntaxError and struct.error among them.
-    except Exception as error:
-        raise ValueError(
-            f"{path}: expected a picture, but reading it failed ({type(error).__name__}: {error})"
-        ) from error
+        with Path(path).open("rb") as file:
+            image = _read(path, file)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _bad(path, "expected a picture, found no such file", MissingPictureError) from None
+    except IsADirectoryError:
+        raise _bad(path, "expected a picture, found a folder") from None
+    except PermissionError as error:
+        raise _bad(path, f"expected a picture that may be read, got {error.strerror}") from None
     if box is not None:
         image = image.crop(_around(path, box, image.width, image.height))
-    scale = shorter_side / min(image.size)
-    width, height = (max(round(side * scale), shorter_side) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BILINEAR)  # PIL's bilinear filter is antialiased
+    return image
+
+
+def _read(path: Path, file: BinaryIO) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        with Image.open(file) as image:
+            # Up to twice its limit PIL itself only warns.
+            if limit is not None and image.width * image.height > limit:
+                raise _bad(path, f"expected a picture of at most {limit} pixels, got {image.width} x {image.height}")
+            # First, for EXIF can lie behind the pixels, and `_upright` makes little of errors.
+            image.load()
+            return _rgb(path, _upright(image))
+    except BadSampleError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _bad(path, f"expected a picture of at most {limit} pixels, got more ({error})") from None
+    except UnidentifiedImageError:
+        raise _bad(path, "expected a picture, got a file of no format that Pillow knows") from None
+    # A damaged picture can fail with many types of exception, SyntaxError and struct.error among them.
+    except Exception as error:
+        raise _bad(path, f"expected a picture, but reading it failed ({type(error).__name__}: {error})") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:
+        # Unreadable notes beside sound pixels: shown as they are stored, as every viewer does.
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(path: Path, image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise _bad(path, "expected a picture of whole numbers, got floating-point values, whose range is unknown")
+    clear = image.info.get("transparency")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int32)
+        if values.min() < 0 or values.max() > 255 * _TO_8_BITS:
+            raise _bad(path, f"expected grey values of 0 to 65535, got {values.min()} to {values.max()}")
+        grey = (values + _TO_8_BITS // 2) // _TO_8_BITS
+        if clear is not None:
+            grey[values == clear] = 255
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if clear is not None or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _around(path: Path, box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
@@ -158,7 +288,7 @@ def _around(path: Path, box: tuple[float, float, float, float], width: int, heig
     left, right = max(round(centre_x - half), 0), min(round(centre_x + half), width)
     top, bottom = max(round(centre_y - half), 0), min(round(centre_y + half), height)
     if right <= left or bottom <= top:
-        raise ValueError(f"{path}: expected a bounding box inside its {width} x {height} pixels, got {box}")
+        raise _bad(path, f"expected a bounding box inside its {width} x {height} pixels, got {box}")
     return left, top, right, bottom
 
 
@@ -167,13 +297,54 @@ def caption_id(caption: str) -> int:
     return int.from_bytes(hashlib.sha256(caption.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
 
 
+def _says(caption: str, vocabulary: Vocabulary) -> bool:
+    """Whether the caption has a word of the vocabulary."""
+    return any(word in vocabulary for word in vocabulary.tokenize(caption))
+
+
+def _wordless(key: str, caption: str, vocabulary: Vocabulary) -> BadSampleError:
+    shown = caption if len(caption) <= _SHOWN else caption[: _SHOWN - 3] + "..."
+    return _bad(key, f"expected a caption with a word of the vocabulary ({len(vocabulary)} words), got {shown!r}")
+
+
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Puts samples into a batch: the `collate_fn` of a DataLoader over `CaptionedImages`."""
+    """Puts samples into a batch: the `collate_fn` of a DataLoader over `CaptionedImages`. See also `Collate`."""
+    images = [sample.image for sample in samples]
+    several = isinstance(images[0], tuple)
+    ids = [caption_id(sample.caption) if sample.class_id is None else sample.class_id for sample in samples]
     return Batch(
-        images=torch.stack([sample.image for sample in samples]),
+        images=tuple(map(torch.stack, zip(*images, strict=True))) if several else torch.stack(images),
         captions=[sample.caption for sample in samples],
         caption_indices=torch.tensor([sample.caption_index for sample in samples], dtype=torch.long),
-        class_ids=torch.tensor([sample.class_id for sample in samples], dtype=torch.long),
+        class_ids=torch.tensor(ids, dtype=torch.long),
         keys=[sample.key for sample in samples],
         indices=torch.tensor([sample.index for sample in samples], dtype=torch.long),
+        skipped=[name for sample in samples for name in sample.skipped],
     )
+
+
+class Collate:
+    """`collate` that turns the captions into word ids as well, in the loader's processes.
+
+    `matcher.encode_tokens(batch.tokens, batch.lengths)` then is `matcher.encode_text(batch.captions)`.
+
+    Args:
+        vocabulary: the matcher's.
+        max_words: the matcher's; of longer captions evenly spaced words are kept.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, max_words: int = MAX_WORDS) -> None:
+        self.vocabulary, self.max_words = vocabulary, max_words
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """A batch with tokens and lengths.
+
+        Raises:
+            BadSampleError: a caption has no word of the vocabulary. The message has the picture's key and the caption.
+        """
+        batch = collate(samples)
+        for key, caption in zip(batch.keys, batch.captions, strict=True):
+            if not _says(caption, self.vocabulary):
+                raise _wordless(key, caption, self.vocabulary)
+        tokens, lengths = self.vocabulary.encode_batch(batch.captions, self.max_words)
+        return batch._replace(tokens=tokens, lengths=lengths)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from vlm_plugin.data.birds import SPLITS, BirdTruth, contact_sheet, make_birds
-from vlm_plugin.data.originals import read_originals
+from vlm_plugin.data import open_split
 
 _SHEET_PICTURES, _SHEET_COLUMNS = 24, 6
 
@@ -36,7 +36,7 @@ def synthetic(directory: str | Path, train: int, validation: int, test: int, siz
         if count == 0:
             print(f"  {split:<10} no pictures")
             continue
-        records = read_originals(root, split)
+        records = open_split(root, split)
         classes = len({record.class_id for record in records})
         captions = sum(len(record.captions) for record in records)
         print(f"  {split:<10} {len(records)} pictures, {classes} classes, {captions} captions")

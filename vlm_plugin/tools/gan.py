@@ -15,8 +15,8 @@ from easydict import EasyDict
 
 from vlm_plugin import TERMS, VLM, DualVLMLoss, Features, distributed
 from vlm_plugin.augment import RandomView
-from vlm_plugin.data import CaptionedImages, Record, collate, find_truth, make_birds, open_split
-from vlm_plugin.data.dataset import Batch
+from vlm_plugin.data import CaptionedImages, Record, find_truth, make_birds, open_split
+from vlm_plugin.data.dataset import BadSampleError, Batch, Collate
 from vlm_plugin.model import fingerprint
 from vlm_plugin.tools import training
 from vlm_plugin.tools.matchers import PACKAGED, load_matcher
@@ -57,6 +57,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     encoder_help = "plain runs and --sample: the matcher or DAMSM text encoder that conditions the generator"
     add("--text-encoder", metavar="FILE", help=encoder_help)
     add("--from-scratch", action="store_true", help="do not start from the packaged generator")
+    add("--skip-bad", action="store_true", help="leave out pictures that cannot be used, and list them in skipped.txt")
     return result
 
 
@@ -97,6 +98,8 @@ def run(name: str, folder: Path, build: type[Trainer], argv: Sequence[str] | Non
         if arguments.sample is not None:
             return _sample(folder, build, arguments)
         return _run(name, folder, build, arguments)
+    except BadSampleError as error:
+        sys.exit(f"{name}: {error} (--skip-bad leaves out what cannot be used)")
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"{name}: {error}")
 
@@ -104,7 +107,7 @@ def run(name: str, folder: Path, build: type[Trainer], argv: Sequence[str] | Non
 def _sample(folder: Path, build: type[Trainer], arguments: argparse.Namespace) -> Path:
     training_alone = ("vlm", "resume", "steps", "epochs", "batch")
     given = [f"--{n}" for n in training_alone if getattr(arguments, n) is not None]
-    given += ["--from-scratch"] if arguments.from_scratch else []
+    given += [f"--{n.replace('_', '-')}" for n in ("from_scratch", "skip_bad") if getattr(arguments, n)]
     if given:
         raise ValueError(f"--sample does not train: leave out {', '.join(given)} (--generator takes a run's folder)")
     original = read_config(arguments.cfg, folder).arguments if arguments.cfg else {}
@@ -128,6 +131,8 @@ def _run(name: str, folder: Path, build: type[Trainer], arguments: argparse.Name
     training.join_ranks(device)
     saved = _saved_options(name, arguments)
     options = saved or _options(name, arguments, folder)
+    # A run that broke on its data may go on without what broke it.
+    options["skip_bad"] = options.get("skip_bad", False) or arguments.skip_bad
     settings = EasyDict(options["settings"])
     dtype = training.choose_precision(device, settings.precision)
     if distributed.rank() == 0 and options["data"] is None:
@@ -167,14 +172,19 @@ def _run(name: str, folder: Path, build: type[Trainer], arguments: argparse.Name
         }  # fmt: skip
         training.write_json({**options, **facts}, run_folder / "options.json")
 
-    show = Show(run_folder, data, truth, matcher, options, settings, trainer)
+    left_out = training.LeftOut(run_folder / "skipped.txt", keep=bool(saved))
+    show = Show(run_folder, data, truth, matcher, options, settings, trainer, left_out)
     if not saved:
         show.remember("before")
         _save(trainer, 0, run_folder)
     with training.StopSignal() as stop:
-        _train(trainer, vlm_loss, matcher, records, run_folder, options, settings, (first, steps), device, show, stop)
+        _train(
+            trainer, vlm_loss, matcher, records, run_folder, options, settings, (first, steps), device, show, stop,
+            left_out,
+        )  # fmt: skip
     if distributed.rank() == 0:
         show.finish()
+    left_out.report()
     training.leave_ranks()
     return run_folder
 
@@ -278,23 +288,28 @@ def _train(
     device: torch.device,
     show: Show,
     stop: training.StopSignal,
+    left_out: training.LeftOut,
 ) -> None:
     first, steps = span
     seed, rank = options["seed"], distributed.rank()
-    images = CaptionedImages(records, trainer.image_size, train=True)
+    skip_bad = options["skip_bad"]
+    images = CaptionedImages(records, trainer.image_size, train=True, vocabulary=matcher.vocabulary)
     batches = training.endless_batches(
-        images, settings.batch, seed, collate, first_step=first, device=device, workers=settings.workers
-    )
+        images, settings.batch, seed, Collate(matcher.vocabulary, matcher.max_words),
+        first_step=first, device=device, workers=settings.workers, skip_bad=skip_bad,
+    )  # fmt: skip
     log = training.Log(run_folder / "log.jsonl", first)
     bar = training.progress(range(first, steps), initial=first, total=steps)
     for step in bar:
         batch = next(batches)
+        if skip_bad:
+            left_out.add(training.from_all_ranks(batch.skipped))
         batch = batch._replace(images=batch.images.to(device, memory_format=torch.channels_last, non_blocking=True))
         # Whatever draws from torch's global randomness from here on is the same in a resumed run.
         # (The last number sets it apart from the trainers' noise.)
         torch.manual_seed(training.mix(seed, step, rank, 3))
         with torch.no_grad():
-            text = matcher.encode_text(batch.captions)
+            text = matcher.encode_tokens(batch.tokens, batch.lengths)
         if vlm_loss is not None:
             vlm_loss.lambda_vvm, vlm_loss.lambda_vlm = weights_at(step, settings.vlm)
         values = trainer.step(batch, text, step, vlm_loss)
@@ -304,7 +319,8 @@ def _train(
                 values |= _floors(vlm_loss, batch, text)
                 values |= {"lambda_vvm": vlm_loss.lambda_vvm, "lambda_vlm": vlm_loss.lambda_vlm}
             log.add(step=step, **values)
-            bar.set_postfix({k: f"{values[k]:.2f}" for k in ("discriminator", "generator")})
+            shown = {k: f"{values[k]:.2f}" for k in ("discriminator", "generator")}
+            bar.set_postfix(shown | ({"left out": len(left_out.names)} if left_out.names else {}))
         done = step + 1
         if done % settings.checkpoint_every == 0 or done == steps or stop.asked:
             _save(trainer, done, run_folder)

@@ -8,6 +8,7 @@ import torch
 
 from vlm_plugin import model
 from vlm_plugin.model import VLM
+from vlm_plugin.vocabulary import REMEDY, Vocabulary
 
 PACKAGED = "packaged"
 # Where the published pipelines keep the vocabulary that a DAMSM text encoder was trained with.
@@ -42,8 +43,9 @@ def load_matcher(name: str, data: Path | None = None, device: torch.device | str
 def damsm_pair(text_encoder: Path, data: Path | None) -> VLM:
     """A matcher without scorer from a published DAMSM text encoder and what belongs to it.
 
-    The image encoder lies beside it, with `image_encoder` for `text_encoder` in the file's name. The vocabulary is the
-    first there is of `captions.pickle` and `captions_DAMSM.pickle` in the data folder, then beside the encoder.
+    The image encoder lies beside it, with `image_encoder` for `text_encoder` in the file's name. The vocabulary is
+    `captions.pickle` or `captions_DAMSM.pickle` in the data folder or beside the encoder: of several that hold
+    different words the one that has as many as the encoder.
 
     Args:
         text_encoder: for example `text_encoder200.pth`.
@@ -54,7 +56,8 @@ def damsm_pair(text_encoder: Path, data: Path | None) -> VLM:
 
     Raises:
         FileNotFoundError: one of the three files is missing; the message says where it was looked for.
-        ValueError: the files are something else, or do not belong together.
+        ValueError: the files are something else, or do not belong together; or several vocabularies of the right size
+            differ.
     """
     if not text_encoder.is_file():
         raise FileNotFoundError(f"{text_encoder}: expected a DAMSM text encoder, found no such file")
@@ -65,12 +68,36 @@ def damsm_pair(text_encoder: Path, data: Path | None) -> VLM:
         )
     if not image_encoder.is_file():
         raise FileNotFoundError(f"{image_encoder}: expected the image encoder of {text_encoder}, found no such file")
-    folders = [folder for folder in (data, text_encoder.parent) if folder is not None]
+    return VLM.from_damsm(text_encoder, image_encoder, _find_vocabulary(text_encoder, data))
+
+
+def _find_vocabulary(text_encoder: Path, data: Path | None) -> Path:
+    """The file of the vocabulary that `damsm_pair` describes."""
+    beside = text_encoder.parent
+    folders = [beside] if data is None or data.resolve() == beside.resolve() else [data, beside]
     candidates = [folder / name for folder in folders for name in _VOCABULARIES]
-    vocabulary = next((path for path in candidates if path.is_file()), None)
-    if vocabulary is None:
+    found = [path for path in candidates if path.is_file()]
+    if not found:
         raise FileNotFoundError(
             f"{text_encoder}: expected its vocabulary, {' or '.join(_VOCABULARIES)}, in "
             f"{' or '.join(map(str, folders))}, found neither"
         )
-    return VLM.from_damsm(text_encoder, image_encoder, vocabulary)
+    if len(found) == 1:
+        return found[0]
+    vocabularies = [(path, Vocabulary.from_damsm(path)) for path in found]
+    rows = model.damsm_text_state(text_encoder)["encoder.weight"].shape[0]
+    fitting = [(path, vocabulary) for path, vocabulary in vocabularies if len(vocabulary) == rows]
+    if not fitting:
+        sizes = ", ".join(f"{path} with {len(vocabulary)}" for path, vocabulary in vocabularies)
+        raise ValueError(
+            f"{text_encoder}: expected a vocabulary of {rows} words, as it was trained with, got {sizes}: {REMEDY}"
+        )
+    path, first = fitting[0]
+    for other_path, other in fitting[1:]:
+        if other.words != first.words:
+            raise ValueError(
+                f"{text_encoder}: expected one vocabulary of {rows} words, got two that differ, "
+                f"{path} and {other_path} ({first.describe_difference(other)}): "
+                "keep the one that came with this text encoder and move the other away"
+            )
+    return path

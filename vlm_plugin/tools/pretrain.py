@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from vlm_plugin.data import BirdTruth, CaptionedImages, Record, collate, find_truth, list_splits, open_split
 from vlm_plugin.data.birds import read_caption, said_by, swap_caption, true_pairs
-from vlm_plugin.data.dataset import Batch, Sample
+from vlm_plugin.data.dataset import BadSampleError, Batch, Sample
 from vlm_plugin.encoders import LSTMTextEncoder, build_image_encoder
 from vlm_plugin.features import Features
 from vlm_plugin.matching import contrastive_loss, global_scores, local_scores, matched_loss
@@ -48,6 +48,10 @@ class PairSample(NamedTuple):
     first: Sample
     second: Sample
 
+    def in_place_of(self, skipped: Sequence[str]) -> PairSample:
+        """The same pair, standing in for others; see `Sample`."""
+        return self._replace(first=self.first.in_place_of(skipped))
+
 
 class Pairs(Dataset):
     """Samples with a positive for the image-image direction.
@@ -60,10 +64,13 @@ class Pairs(Dataset):
         images: the pictures with their captions.
         records: the same pictures' records.
         truth: the attributes of synthetic birds, or None.
+        skip_bad: a positive that cannot be used is left out; it too gives way to the same picture augmented anew.
     """
 
-    def __init__(self, images: CaptionedImages, records: Sequence[Record], truth: BirdTruth | None) -> None:
-        self.images = images
+    def __init__(
+        self, images: CaptionedImages, records: Sequence[Record], truth: BirdTruth | None, skip_bad: bool = False
+    ) -> None:
+        self.images, self.skip_bad = images, skip_bad
         groups: dict[object, list[int]] = defaultdict(list)
         names: list[list[object]] = []
         for index, record in enumerate(records):
@@ -80,7 +87,13 @@ class Pairs(Dataset):
 
     def __getitem__(self, index: int) -> PairSample:
         partners = [p for p in self._partners[index] if p != index] or [index]
-        return PairSample(self.images[index], self.images[partners[int(torch.randint(len(partners), ()))]])
+        first = self.images[index]
+        try:
+            return PairSample(first, self.images[partners[int(torch.randint(len(partners), ()))]])
+        except BadSampleError as error:
+            if not self.skip_bad:
+                raise
+            return PairSample(first, self.images[index].in_place_of([error.where]))
 
 
 def collate_pairs(samples: Sequence[PairSample]) -> tuple[Batch, Batch]:
@@ -239,19 +252,37 @@ class Evaluator:
         truth: the attributes of synthetic birds, or None.
         device: where to compute.
         seed: draws pools and swapped words.
+        vocabulary: where given, captions without a word of it are passed over.
+        skip_bad: leave out pictures that cannot be used.
+
+    Attributes:
+        skipped: files and keys of the pictures left out.
+
+    Raises:
+        BadSampleError: a picture cannot be used, and `skip_bad` is off.
+        ValueError: no picture can be used.
     """
 
     def __init__(
-        self, records: Sequence[Record], image_size: int, truth: BirdTruth | None, device: torch.device, seed: int = 0
+        self,
+        records: Sequence[Record],
+        image_size: int,
+        truth: BirdTruth | None,
+        device: torch.device,
+        seed: int = 0,
+        *,
+        vocabulary: Vocabulary | None = None,
+        skip_bad: bool = False,
     ) -> None:
-        images = CaptionedImages(records, image_size, train=False)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+        images = CaptionedImages(records, image_size, train=False, vocabulary=vocabulary)
+        samples, self.skipped = training.usable_samples(images, skip_bad)
+        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
         self.pools = [order[i : i + POOL] for i in range(0, len(order), POOL)]
         if len(self.pools) > 1 and len(self.pools[-1]) < POOL:
             self.pools.pop()
-        self.images, self.truth, self.device = images, truth, device
+        self.truth, self.device = truth, device
         self.random = random.Random(seed)
-        self.batches = [collate([images[i] for i in pool]) for pool in self.pools]
+        self.batches = [collate([samples[i] for i in pool]) for pool in self.pools]
         self.swapped = [
             [swap_caption(c, list(said := read_caption(c)), said, self.random)[0] for c in batch.captions]
             for batch in (self.batches if truth is not None else [])
@@ -342,8 +373,13 @@ def pretrain(
     seed: int = 0,
     device: str | None = None,
     precision: str = "auto",
+    skip_bad: bool = False,
 ) -> VLM:
     """Train a matcher and write it to `out`; the same call again goes on after a kill.
+
+    A new matcher's vocabulary has the words of the train and of the held-out captions, as those of the published
+    pipelines do. Words of the latter alone keep the vectors that they began with. A picture's captions without any
+    known word are passed over.
 
     Args:
         data: folder of captioned pictures with a train split, and a validation (else test) split to choose the epoch.
@@ -361,12 +397,15 @@ def pretrain(
         seed: decides initial weights, order and negatives.
         device: "cuda", "cpu"; the GPU when left out, where there is one.
         precision: "auto", "float32" or "bfloat16".
+        skip_bad: leave out pictures that cannot be read, and those without a caption of known words, and list them in
+            `out` + ".skipped.txt". A run that began so goes on so.
 
     Returns:
         The matcher of the best epoch on the held-out split: by the mean of local and global R@1 or, as frozen encoders
         do not change these, by `general_hard` (see `Evaluator`).
 
     Raises:
+        BadSampleError: a picture cannot be used, and `skip_bad` is off. The message names it.
         ValueError, FileNotFoundError: the message names the argument or file.
     """
     for name, value in (("encoder", encoder), ("embed_dim", embed_dim), ("image_weights", image_weights)):
@@ -394,11 +433,11 @@ def pretrain(
     dtype = training.choose_precision(place, precision)
 
     records, held_out_name, held_out = _open(data)
-    pictures = _digest(line for record in records for line in (record.key, *record.captions))
+    pictures = _digest(line for record in itertools.chain(records, held_out) for line in (record.key, *record.captions))
     truth = find_truth(data)
     torch.manual_seed(seed)
     if damsm is None:
-        vlm = _new_vlm(records, encoder, embed_dim or default_dim, image_weights)
+        vlm = _new_vlm(itertools.chain(records, held_out), encoder, embed_dim or default_dim, image_weights)
     else:
         vlm = _damsm_vlm(Path(damsm), Path(data), freeze_encoders)
     settings = {
@@ -422,10 +461,9 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=total_steps, pct_start=max(0.1, 2 / total_steps)
     )
-    evaluate = Evaluator(held_out, image_size, truth, place)
-    ceiling = evaluate.ceiling()
     best: dict = {"score": -1.0, "weights": None, "results": {}}
     first_epoch = 0
+    left_out = training.LeftOut(out.with_name(out.name + ".skipped.txt"), keep=state_file.is_file())
     if state_file.is_file():
         state = torch.load(state_file, map_location="cpu", weights_only=True)
         if state["settings"] != settings:
@@ -439,17 +477,25 @@ def pretrain(
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         best, first_epoch = state["best"], state["epoch"]
+        skip_bad = skip_bad or state.get("skip_bad", False)
         print(f"resuming after epoch {first_epoch} of {epochs}", flush=True)
 
-    pairs = Pairs(CaptionedImages(records, image_size, train=True), records, truth)
+    evaluate = Evaluator(held_out, image_size, truth, place, vocabulary=vlm.vocabulary, skip_bad=skip_bad)
+    if evaluate.skipped:
+        left_out.add(evaluate.skipped)
+        print(f"left out {len(evaluate.skipped)} of {len(held_out)} pictures of the {held_out_name} split", flush=True)
+    ceiling = evaluate.ceiling()
+    images = CaptionedImages(records, image_size, train=True, vocabulary=vlm.vocabulary)
     batches = training.endless_batches(
-        pairs, batch, seed, collate_pairs, first_step=first_epoch * steps_per_epoch, device=place
-    )
+        Pairs(images, records, truth, skip_bad), batch, seed, collate_pairs,
+        first_step=first_epoch * steps_per_epoch, device=place, skip_bad=skip_bad,
+    )  # fmt: skip
     for epoch in range(first_epoch, epochs):
         _train_mode(vlm)
         bar = training.progress(itertools.islice(batches, steps_per_epoch), total=steps_per_epoch, leave=False)
         bar.set_description(f"epoch {epoch + 1}/{epochs}")
         for number, (first, second) in enumerate(bar):
+            left_out.add([*first.skipped, *second.skipped])
             step_seed = training.mix(seed, epoch * steps_per_epoch + number, 2)
             # Dropout draws from the global randomness: it too must not know whether the run was interrupted.
             torch.manual_seed(step_seed)
@@ -460,7 +506,8 @@ def pretrain(
             optimizer.step()
             schedule.step()
             if number % 10 == 0:
-                bar.set_postfix({k: f"{float(v):.2f}" for k, v in losses.terms.items()})
+                shown = {k: f"{float(v):.2f}" for k, v in losses.terms.items()}
+                bar.set_postfix(shown | ({"left out": len(left_out.names)} if left_out.names else {}))
         results = evaluate(vlm)
         if freeze_encoders:
             # The last epoch where no caption of the split is wrong, as in a split of one class.
@@ -477,11 +524,12 @@ def pretrain(
             {
                 "settings": settings, "pictures": pictures, "vlm": vlm.state_dict(),
                 "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-                "best": best, "epoch": epoch + 1,
+                "best": best, "epoch": epoch + 1, "skip_bad": skip_bad,
             },
             state_file,
         )  # fmt: skip
     state_file.unlink(missing_ok=True)
+    left_out.report()
     return VLM.load(out)
 
 
@@ -496,7 +544,7 @@ def _digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _new_vlm(records: Sequence[Record], encoder: str, embed_dim: int, image_weights: str | None) -> VLM:
+def _new_vlm(records: Iterable[Record], encoder: str, embed_dim: int, image_weights: str | None) -> VLM:
     vocabulary = Vocabulary.build(caption for record in records for caption in record.captions)
     options = {"weights": image_weights} if image_weights is not None else {}
     image_encoder = build_image_encoder(encoder, embed_dim=embed_dim, **options)
@@ -600,6 +648,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-weights", help='"imagenet" (torchvision\'s cached file) or a file, for inception')
     parser.add_argument("--half", action="store_true", help="store the weights as float16")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be used, and list them")
     parser.add_argument("--device")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
 
@@ -607,5 +656,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `vlm-plugin pretrain`."""
     options = {k: v for k, v in vars(arguments).items() if k not in ("command", "run")}
-    pretrain(options.pop("data"), options.pop("out"), **options)
+    try:
+        pretrain(options.pop("data"), options.pop("out"), **options)
+    except BadSampleError as error:
+        raise ValueError(f"{error} (--skip-bad leaves out what cannot be used)") from None
     print(f"wrote {arguments.out}")

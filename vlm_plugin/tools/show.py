@@ -11,14 +11,17 @@ from easydict import EasyDict
 from torch import Tensor
 
 from vlm_plugin import VLM, distributed
-from vlm_plugin.data import BirdTruth, CaptionedImages, collate, open_split, true_pairs
+from vlm_plugin.data import BirdTruth, CaptionedImages, Record, Sample, collate, open_split, true_pairs
 from vlm_plugin.data.birds import said_by
 from vlm_plugin.tools import pictures, training
 from vlm_plugin.tools.evaluation import Table
 from vlm_plugin.tools.judge import Judge
 from vlm_plugin.tools.trainer import Trainer
+from vlm_plugin.vocabulary import Vocabulary
 
 SHOWN, PER_CAPTION = 8, 4
+# A Frechet distance takes two pictures of either side.
+LEAST = 2
 
 
 class Show:
@@ -33,17 +36,18 @@ class Show:
         options: dict[str, Any],
         settings: EasyDict,
         trainer: Trainer,
+        left_out: training.LeftOut,
     ) -> None:
         self.folder, self.data, self.matcher = run_folder, data, matcher
         self.settings, self.trainer, self.options = settings, trainer, options
         self.truth = truth
         # Now and not at the end: a missing file should not cost a whole run.
         self.judge = Judge.load().to(matcher.device) if truth is not None else None
-        self.records = open_split(data, "test")[: settings.evaluated]
-        images = CaptionedImages(self.records, trainer.image_size, train=False)
-        self.real = collate([images[i] for i in range(len(images))])
+        self.left_out = left_out
+        self.real = collate(self._load("test", open_split(data, "test")[: settings.evaluated], matcher.vocabulary))
+        count = len(self.real.captions)
         # Spread over the split: neighbours are often of one class.
-        self.shown = list(range(0, len(images), max(len(images) // SHOWN, 1)))[:SHOWN]
+        self.shown = list(range(0, count, max(count // SHOWN, 1)))[:SHOWN]
 
     def remember(self, name: str) -> None:
         """Keep the generator's present pictures, also across a kill."""
@@ -59,30 +63,23 @@ class Show:
         """Print the table, and write it and the pictures."""
         before = torch.load(self.folder / "before.pt", weights_only=True)
         after, after_shown = self._generate(), self._generate_shown()
-        table = self._table()
-        others = CaptionedImages(
-            open_split(self.data, "train")[-len(self.records) :], self.trainer.image_size, train=False
-        )
-        table.add("real", self.real.images, distance_of=torch.stack([others[i].image for i in range(len(others))]))
-        table.add("before", before["pictures"].float())
-        table.add("after", after)
-        text = table.text_table()
-        print("\n" + text + "\n", flush=True)
-        (self.folder / "results.md").write_text(text + "\n", encoding="utf-8")
-        training.write_json(
-            {
-                "rows": table.rows, "columns": table.describe(), "captions": len(self.records), "data": self.data.name,
-                "matcher": self.matcher.fingerprint, "circular": table.circular, "options": self.options,
-                "versions": training.versions(),
-            },
-            self.folder / "results.json",
-        )  # fmt: skip
+        count = len(self.real.captions)
+        others = collate(self._load("train", open_split(self.data, "train")[-count:], None))
+        written = ["samples.png"]
+        if min(count, len(others.captions)) < LEAST:
+            print(
+                f"no table: expected {LEAST} pictures of the test and of the train split, got {count} and "
+                f"{len(others.captions)}",
+                flush=True,
+            )
+        else:
+            self._write_table({"before": before["pictures"].float(), "after": after}, others.images)
+            written = ["results.md", "results.json", *written]
         pictures.sample_sheet(
             self.folder / "samples.png",
             self._captions(),
             {"real": self._real(), "before": list(before["shown"].float()), "after": list(after_shown)},
         )
-        written = ["results.md", "results.json", "samples.png"]
         if rows := training.Log.read(self.folder / "log.jsonl"):
             pictures.loss_curves(self.folder / "curves.png", rows)
             written.append("curves.png")
@@ -95,6 +92,31 @@ class Show:
             pictures.attention_sheet(self.folder / "attention.png", self.matcher, both.to(place), captions)
             written.append("attention.png")
         print(f"written to {self.folder}: {', '.join(written)}", flush=True)
+
+    def _load(self, split: str, records: Sequence[Record], vocabulary: Vocabulary | None) -> list[Sample]:
+        images = CaptionedImages(records, self.trainer.image_size, train=False, vocabulary=vocabulary)
+        samples, skipped = training.usable_samples(images, self.options["skip_bad"])
+        if skipped and distributed.rank() == 0:
+            print(f"left out {len(skipped)} of {len(images)} pictures of the {split} split", flush=True)
+        self.left_out.add(skipped)
+        return samples
+
+    def _write_table(self, generated: dict[str, Tensor], others: Tensor) -> None:
+        table = self._table()
+        table.add("real", self.real.images, distance_of=others)
+        for name, images in generated.items():
+            table.add(name, images)
+        text = table.text_table()
+        print("\n" + text + "\n", flush=True)
+        (self.folder / "results.md").write_text(text + "\n", encoding="utf-8")
+        training.write_json(
+            {
+                "rows": table.rows, "columns": table.describe(), "captions": len(self.real.captions),
+                "data": self.data.name, "matcher": self.matcher.fingerprint, "circular": table.circular,
+                "options": self.options, "versions": training.versions(),
+            },
+            self.folder / "results.json",
+        )  # fmt: skip
 
     def _table(self) -> Table:
         captions = self.real.captions

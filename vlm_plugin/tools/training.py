@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ from tqdm import tqdm
 
 import vlm_plugin
 from vlm_plugin import distributed
+from vlm_plugin.data.dataset import BadSampleError
+
+# Samples drawn in the place of one that cannot be used.
+_ATTEMPTS = 100
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -134,18 +138,45 @@ class Stream(Dataset):
     uninterrupted one would have seen, and runs that differ in their loss see the same data, whatever the number of
     workers and whatever else draws random numbers.
 
+    With `skip_bad`, a sample that cannot be used is left out: others are drawn in its place, decided by (seed,
+    position, attempt) alone, and the one that can be used says for which it stands in (`Sample.skipped`).
+
     Args:
         dataset: the samples; their randomness must come from torch.
         seed: decides everything.
+        skip_bad: leave out what raises `BadSampleError`.
     """
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
+    def __init__(self, dataset: Dataset, seed: int, skip_bad: bool = False) -> None:
         self.dataset = dataset
         self.seed = seed
+        self.skip_bad = skip_bad
         self._epoch = -1
         self._order: list[int] = []
 
     def __getitem__(self, position: int) -> object:
+        """The sample at a position.
+
+        Raises:
+            BadSampleError: it cannot be used; with `skip_bad`, nor can the hundred drawn in its place.
+        """
+        skipped: list[str] = []
+        try:
+            return self._draw(position)
+        except BadSampleError as error:
+            if not self.skip_bad:
+                raise
+            skipped.append(error.where)
+        for attempt in range(1, _ATTEMPTS + 1):
+            with seeded(self.seed, position, 1, attempt):
+                try:
+                    return self.dataset[int(torch.randint(len(self.dataset), ()))].in_place_of(skipped)
+                except BadSampleError as error:
+                    skipped.append(error.where)
+                    last = error
+        raise last
+
+    def _draw(self, position: int) -> object:
         epoch, offset = divmod(position, len(self.dataset))
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch))
@@ -164,6 +195,7 @@ def endless_batches(
     first_step: int = 0,
     device: torch.device,
     workers: int | None = None,
+    skip_bad: bool = False,
 ) -> Iterator:
     """Batches from `first_step` on, for ever; each rank gets its own part of every global batch.
 
@@ -175,6 +207,11 @@ def endless_batches(
         first_step: how many batches an interrupted run has already consumed.
         device: where training happens; memory is pinned for a GPU.
         workers: loader processes; 4 for a GPU when left out, none for a CPU, whose cores compute.
+        skip_bad: leave out samples that cannot be used, see `Stream`.
+
+    Raises:
+        BadSampleError: a sample cannot be used, and `skip_bad` is off.
+        ValueError: with `skip_bad`, hardly any sample can be used.
     """
     rank, world = distributed.rank(), distributed.world_size()
     if workers is None:
@@ -188,15 +225,105 @@ def endless_batches(
             step += 1
 
     loader = DataLoader(
-        Stream(dataset, seed),
-        batch_sampler=positions(),
-        collate_fn=collate,
+        _Batches(Stream(dataset, seed, skip_bad), collate),
+        sampler=positions(),
+        batch_size=None,
+        collate_fn=_as_it_is,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
         worker_init_fn=_ignore_interrupt,
     )
-    return iter(loader)
+    for loaded in loader:
+        if isinstance(loaded, BadSampleError):
+            break
+        yield loaded
+    # The traceback would keep the loader's processes alive.
+    del loader
+    if skip_bad:
+        raise ValueError(f"expected one usable sample in {_ATTEMPTS}, found none; the last one: {loaded}")
+    raise loaded
+
+
+class _Batches(Dataset):
+    """A batch for each list of a stream's positions, or what is wrong with one of its samples.
+
+    That is returned and not raised: torch would put the traceback of a loader's process into its message.
+    """
+
+    def __init__(self, stream: Stream, collate: Callable) -> None:
+        self.stream, self.collate = stream, collate
+
+    def __getitem__(self, positions: list[int]) -> object:
+        try:
+            return self.collate([self.stream[position] for position in positions])
+        except BadSampleError as error:
+            return error
+
+
+def _as_it_is(batch: object) -> object:
+    return batch
+
+
+def usable_samples(dataset: Dataset, skip_bad: bool) -> tuple[list, list[str]]:
+    """Every sample in order, and the files and keys of those left out because they cannot be used.
+
+    Raises:
+        BadSampleError: a sample cannot be used, and `skip_bad` is off.
+        ValueError: no sample can be used.
+    """
+    samples, skipped = [], []
+    for index in range(len(dataset)):
+        try:
+            samples.append(dataset[index])
+        except BadSampleError as error:
+            if not skip_bad:
+                raise
+            skipped.append(error.where)
+            last = error
+    if not samples:
+        raise ValueError(f"expected one usable sample in {len(dataset)}, found none; the last one: {last}")
+    return samples, skipped
+
+
+def from_all_ranks(names: Sequence[str]) -> list[str]:
+    """The names that each rank gave, which all have to at the same time."""
+    parts: list[Sequence[str]] = [names] * distributed.world_size()
+    if len(parts) > 1:
+        dist.all_gather_object(parts, names)
+    return [name for part in parts for name in part]
+
+
+class LeftOut:
+    """Files and keys of the samples that a run left out; rank 0 lists them in a text file, one a line, sorted.
+
+    Args:
+        path: the file, made when there is something to list.
+        keep: go on with what the file lists already; False for a new run, which begins with none.
+
+    Attributes:
+        names: what was left out so far.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, keep: bool) -> None:
+        self.path = Path(path)
+        if not keep and distributed.rank() == 0:
+            self.path.unlink(missing_ok=True)
+        text = self.path.read_bytes().decode("utf-8", "surrogatepass") if keep and self.path.is_file() else ""
+        self.names = set(text.split("\n")) - {""}
+
+    def add(self, names: Iterable[str]) -> None:
+        """Take note of more."""
+        new = set(names) - self.names
+        self.names |= new
+        if new and distributed.rank() == 0:
+            _write_text("".join(f"{name}\n" for name in sorted(self.names)), self.path)
+
+    def report(self) -> None:
+        """Say on rank 0 how many were left out, if any."""
+        if self.names and distributed.rank() == 0:
+            pictures = "picture" if len(self.names) == 1 else "pictures"
+            print(f"left out {len(self.names)} unusable {pictures}: see {self.path}", flush=True)
 
 
 def _ignore_interrupt(_: int) -> None:
@@ -292,7 +419,8 @@ def write_json(content: object, path: str | os.PathLike) -> None:
 
 def _write_text(text: str, path: Path) -> None:
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
+    # File names that are no valid UTF-8 arrive with lone surrogates.
+    temporary.write_bytes(text.encode("utf-8", "surrogatepass"))
     os.replace(temporary, path)
 
 

@@ -1,0 +1,456 @@
+"""Damaged pictures and captions without words, met in the middle of training: by default the end, else left out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from baselines.dfgan.trainer import DFGAN
+from vlm_plugin import VLM, ConvEncoder
+from vlm_plugin.data import BirdTruth, CaptionedImages, open_split
+from vlm_plugin.data.dataset import BadSampleError
+from vlm_plugin.tools import gan, pretrain, show, training
+from vlm_plugin.tools.cli import main
+from vlm_plugin.tools.evaluation import Table
+from vlm_plugin.tools.pretrain import Evaluator, Pairs, collate_pairs
+
+CPU = torch.device("cpu")
+HINT = "(--skip-bad leaves out what cannot be used)"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of a run that are nothing but files, and a matcher of a few channels."""
+    for name in ("sample_sheet", "loss_curves", "attention_sheet"):
+        monkeypatch.setattr(show.pictures, name, lambda path, *_: path.write_bytes(b""))
+    monkeypatch.setattr(pretrain, "build_image_encoder", lambda name, embed_dim: ConvEncoder(embed_dim, width=2))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Birds to damage, without attributes."""
+    root = Path(shutil.copytree(tiny.birds(), tmp_path / "birds"))
+    (root / "attributes.json").unlink()
+    return root
+
+
+def truncate(data: Path, split: str, number: int) -> Path:
+    path = open_split(data, split)[number].image
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def say_nothing(data: Path, split: str, number: int) -> str:
+    """Leaves a picture one caption, of punctuation."""
+    key = open_split(data, split)[number].key
+    (data / "text" / f"{key}.txt").write_text("?!...\n", encoding="utf-8")
+    return key
+
+
+class Seen:
+    """Builds trainers that keep the keys of their batches."""
+
+    def __init__(self, before_step: Callable[[int], None] = lambda step: None) -> None:
+        self.keys: list[list[str]] = []
+        seen = self
+
+        class Watched(DFGAN):
+            def step(self, batch, text, step, vlm_loss):
+                before_step(step)
+                seen.keys.append(batch.keys)
+                return super().step(batch, text, step, vlm_loss)
+
+        self.build = Watched
+
+
+def run(*words: object, build: type[DFGAN] = DFGAN) -> Path:
+    return gan.run("dfgan", tiny.ROOT / "baselines" / "dfgan", build, ["--device", "cpu", *map(str, words)])
+
+
+@pytest.fixture
+def begin(data: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Starts a run of twelve steps of four pictures: more than an epoch of 40."""
+
+    def start(out: str, *words: object, build: type[DFGAN] = DFGAN, **changes: object) -> Path:
+        cfg = tiny.config(tmp_path / f"{out}.yml", steps=12, **changes)
+        return run(
+            "--data", data, "--text-encoder", tiny.matcher(), "--out", tmp_path / out, "--cfg", cfg, *words, build=build
+        )
+
+    return start
+
+
+def checkpoint(folder: Path) -> dict:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def options_of(folder: Path) -> dict:
+    return json.loads((folder / "options.json").read_text(encoding="utf-8"))
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def assert_same_end(a: Path, b: Path) -> None:
+    flat = [{}, {}]
+    for result, folder in zip(flat, (a, b), strict=True):
+        for name, part in checkpoint(folder)["trainer"].items():
+            if name.endswith("_adam"):
+                part = {f"{i}.{k}": v for i, state in part["state"].items() for k, v in state.items()}
+            result.update({f"{name}.{k}": v for k, v in part.items()})
+    assert flat[0].keys() == flat[1].keys()
+    assert len(flat[0]) > 20
+    for name, value in flat[0].items():
+        assert torch.equal(value, flat[1][name]), name
+    assert training.Log.read(a / "log.jsonl") == training.Log.read(b / "log.jsonl")
+    for name in ("results.md", "skipped.txt"):
+        assert (a / name).read_bytes() == (b / name).read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The baselines
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_picture_ends_the_run_in_one_line(
+    data: Path, begin: Callable[..., Path], tmp_path: Path, workers: int
+) -> None:
+    bad = truncate(data, "train", 17)
+    with pytest.raises(SystemExit) as stop:
+        begin("runs", workers=workers)
+    assert str(stop.value).startswith(f"dfgan: {bad}: expected a picture, but reading it failed")
+    assert str(stop.value).endswith(HINT)
+    assert "\n" not in str(stop.value)
+    # It was in the middle: there is a checkpoint to go on from.
+    assert 2 <= checkpoint(tmp_path / "runs" / "00000-dfgan")["step"] < 10
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "folder", "bomb"])
+def test_so_does_one_that_is_none(
+    data: Path, begin: Callable[..., Path], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = open_split(data, "train")[17].image
+    path.unlink()
+    if kind == "empty":
+        path.touch()
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "bomb":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32)
+        Image.new("RGB", (64, 64)).save(path)
+    with pytest.raises(SystemExit) as stop:
+        begin("runs")
+    assert str(stop.value).startswith(f"dfgan: {path}: expected a picture")
+    assert str(stop.value).endswith(HINT)
+
+
+def test_left_out_it_is_counted_listed_and_replaced(
+    data: Path, begin: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean, dirty, again = Seen(), Seen(), Seen()
+    assert not (begin("clean", "--skip-bad", build=clean.build) / "skipped.txt").exists()
+    assert "left out" not in capsys.readouterr().out
+    bad = truncate(data, "train", 17)
+    wordless = say_nothing(data, "train", 3)
+    key = open_split(data, "train")[17].key
+    folder = begin("dirty", "--skip-bad", build=dirty.build)
+    assert lines(folder / "skipped.txt") == sorted([str(bad), wordless])
+    printed = capsys.readouterr()
+    assert f"left out 2 unusable pictures: see {folder / 'skipped.txt'}\n" in printed.out
+    assert "left out=2" in printed.err  # the progress bar
+    differing = 0
+    for before, after in zip(*(itertools.chain(*seen.keys) for seen in (clean, dirty)), strict=True):
+        assert after not in (key, wordless)
+        differing += after != before
+        assert after == before or before in (key, wordless)
+    assert differing >= 2
+    # Two loader processes change nothing.
+    other = begin("again", "--skip-bad", build=again.build, workers=2)
+    assert again.keys == dirty.keys
+    assert_same_end(folder, other)
+
+
+def test_a_run_that_broke_on_its_data_goes_on_without(
+    data: Path, begin: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends as if the option had been there from the start."""
+    truncate(data, "train", 17)
+    say_nothing(data, "train", 3)
+    whole = begin("whole", "--skip-bad")
+    with pytest.raises(SystemExit):
+        begin("broken")
+    folder = tmp_path / "broken" / "00000-dfgan"
+    assert not options_of(folder)["skip_bad"]
+    torch.manual_seed(5)
+    run("--resume", folder, "--skip-bad")
+    assert options_of(folder)["skip_bad"]
+    assert_same_end(folder, whole)
+
+
+def test_an_interrupted_run_keeps_leaving_out(data: Path, begin: Callable[..., Path], tmp_path: Path) -> None:
+    truncate(data, "train", 17)
+    say_nothing(data, "train", 3)
+    whole = begin("whole", "--skip-bad")
+
+    def die(now: int) -> None:
+        if now == 7:
+            raise RuntimeError("the power went")
+
+    with pytest.raises(RuntimeError, match="the power went"):
+        begin("cut", "--skip-bad", build=Seen(die).build)
+    folder = tmp_path / "cut" / "00000-dfgan"
+    run("--resume", folder)
+    assert_same_end(folder, whole)
+
+
+def test_what_an_earlier_process_left_out_stays_listed(
+    data: Path, begin: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    truncate(data, "train", 17)
+    folder = begin("runs", "--skip-bad")
+    capsys.readouterr()
+    # Lengthened by steps that do not meet it.
+    (folder / "skipped.txt").write_text("somewhere/else.jpg\n", encoding="utf-8")
+    run("--resume", folder, "--steps", 13)
+    assert "somewhere/else.jpg" in lines(folder / "skipped.txt")
+    assert "left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_caption_without_a_known_word_ends_the_run_and_has_a_key(
+    data: Path, begin: Callable[..., Path], workers: int
+) -> None:
+    key = say_nothing(data, "train", 3)
+    with pytest.raises(SystemExit) as stop:
+        begin("runs", workers=workers)
+    assert str(stop.value).startswith(f"dfgan: {key}: expected a caption with a word of the vocabulary")
+    assert str(stop.value).endswith(f"got '?!...' {HINT}")
+
+
+def test_another_caption_of_the_picture_will_do(data: Path, begin: Callable[..., Path]) -> None:
+    for record in open_split(data, "train"):
+        (data / "text" / f"{record.key}.txt").write_text(f"...\nxyzzy\n{record.captions[0]}\n", encoding="utf-8")
+    assert checkpoint(begin("runs"))["step"] == 12
+
+
+def test_nothing_but_bad_pictures_ends_the_run_all_the_same(data: Path, begin: Callable[..., Path]) -> None:
+    for record in open_split(data, "train"):
+        record.image.write_bytes(b"")
+    with pytest.raises(
+        SystemExit, match="dfgan: expected one usable sample in 100, found none; the last one: "
+    ) as stop:
+        begin("runs", "--skip-bad")
+    assert HINT not in str(stop.value)
+
+
+def test_bad_pictures_of_the_test_split(
+    data: Path, begin: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, key = truncate(data, "test", 4), say_nothing(data, "test", 6)
+    seen = Seen()
+    with pytest.raises(SystemExit) as stop:
+        begin("stopped", build=seen.build)
+    assert str(stop.value).startswith(f"dfgan: {bad}: ")
+    assert str(stop.value).endswith(HINT)
+    assert seen.keys == []  # before any training
+    folder = begin("runs", "--skip-bad")
+    assert "left out 2 of 10 pictures of the test split" in capsys.readouterr().out
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert results["captions"] == 8
+    assert lines(folder / "skipped.txt") == sorted([str(bad), key])
+    assert torch.load(folder / "before.pt", weights_only=True)["pictures"].shape[0] == 8
+
+
+def test_the_real_pictures_of_the_train_split_that_the_table_takes(
+    data: Path, begin: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = truncate(data, "train", 39)
+    folder = begin("runs", "--skip-bad", "--steps", 0)
+    assert "left out 1 of 10 pictures of the train split" in capsys.readouterr().out
+    assert lines(folder / "skipped.txt") == [str(bad)]
+    assert len(json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]) == 3
+
+
+@pytest.mark.parametrize(("left", "table"), [(1, False), (2, True)])
+def test_one_test_picture_makes_no_table(
+    data: Path, begin: Callable[..., Path], capsys: pytest.CaptureFixture[str], left: int, table: bool
+) -> None:
+    names = pickle.loads((data / "test" / "filenames.pickle").read_bytes())
+    for file, content in (("filenames", names[:left]), ("class_info", [1, 2][:left])):
+        (data / "test" / f"{file}.pickle").write_bytes(pickle.dumps(content))
+    folder = begin("runs", "--steps", 1)
+    assert (folder / "results.md").exists() == (folder / "results.json").exists() == table
+    assert (folder / "samples.png").exists()
+    said = "no table: expected 2 pictures of the test and of the train split, got 1 and 1"
+    assert (said in capsys.readouterr().out) != table
+
+
+def test_sampling_does_not_take_it() -> None:
+    with pytest.raises(SystemExit, match="--sample does not train: leave out --skip-bad"):
+        run("--sample", "a bird", "--skip-bad")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pretraining
+# ---------------------------------------------------------------------------------------------------------------------
+
+OPTIONS = {"epochs": 2, "batch": 13, "embed_dim": 8, "image_size": 32, "device": "cpu", "precision": "float32"}
+
+
+def command(data: Path, out: Path, *words: object) -> int:
+    options = [str(word) for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return main(["pretrain", "--data", str(data), "--out", str(out), *options, *map(str, words)])
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("wordless", [True, False])
+def test_pretraining_stops_in_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str, wordless: bool
+) -> None:
+    where = say_nothing(data, split, 5) if wordless else truncate(data, split, 5)
+    assert command(data, tmp_path / "m.vlm.pt") == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "vlm-plugin pretrain: " in line)
+    assert f"vlm-plugin pretrain: {where}: expected a " in line
+    assert line.endswith(HINT)
+    with pytest.raises(BadSampleError, match="expected a"):
+        pretrain.pretrain(data, tmp_path / "m.vlm.pt", **OPTIONS)
+
+
+def test_pretraining_leaves_out_counts_and_lists(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "train" / "class_info.pickle").unlink()
+    bad = [truncate(data, "train", 5), truncate(data, "validation", 2)]
+    keys = [say_nothing(data, "train", 30), say_nothing(data, "validation", 7)]
+    out = tmp_path / "m.vlm.pt"
+    assert command(data, out, "--skip-bad") == 0
+    listed = out.with_name("m.vlm.pt.skipped.txt")
+    assert lines(listed) == sorted([*map(str, bad), *keys])
+    printed = capsys.readouterr().out
+    assert "left out 2 of 20 pictures of the validation split" in printed
+    assert "validation: R@1 of 18" in printed
+    assert f"left out 4 unusable pictures: see {listed}" in printed
+    # A later run of the same name begins its own list.
+    assert command(tiny.birds(), out, "--skip-bad") == 0
+    assert not listed.exists()
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_interrupted_pretraining_keeps_leaving_out(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: bool
+) -> None:
+    truncate(data, "train", 5)
+    say_nothing(data, "validation", 7)
+    whole = pretrain.pretrain(data, tmp_path / "whole.vlm.pt", **OPTIONS, skip_bad=True)
+    out, original, calls = tmp_path / "cut.vlm.pt", Evaluator.__call__, []
+
+    def evaluate(self: Evaluator, vlm: VLM) -> dict[str, float]:
+        calls.append(None)
+        if len(calls) == 2:
+            raise RuntimeError("interrupted")
+        return original(self, vlm)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", evaluate)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            pretrain.pretrain(data, out, **OPTIONS, skip_bad=True)
+    state = torch.load(out.with_name("cut.vlm.pt.state"), weights_only=True)
+    assert state["skip_bad"] is True
+    listed = out.with_name("cut.vlm.pt.skipped.txt")
+    with listed.open("a", encoding="utf-8") as file:
+        file.write("~somewhere/else.jpg\n")
+    resumed = pretrain.pretrain(data, out, **OPTIONS, skip_bad=flag)
+    assert resumed.fingerprint == whole.fingerprint
+    assert lines(listed) == [*lines(tmp_path / "whole.vlm.pt.skipped.txt"), "~somewhere/else.jpg"]
+
+
+def test_a_bad_positive_gives_way_to_another_view(data: Path) -> None:
+    """The picture itself is sound: it must not be left out with its partner."""
+    records = [record._replace(class_id=i // 2) for i, record in enumerate(open_split(data, "train")[:4])]
+    bad = truncate(data, "train", 1)
+    images = CaptionedImages(records, 16, train=True)
+    with pytest.raises(BadSampleError):
+        Pairs(images, records, None)[0]
+    pair = Pairs(images, records, None, skip_bad=True)[0]
+    assert pair.first.key == pair.second.key == records[0].key
+    assert not torch.equal(pair.first.image, pair.second.image)
+    first, second = collate_pairs([pair, Pairs(images, records, None, skip_bad=True)[2].in_place_of(["x"])])
+    assert (first.skipped, second.skipped) == (["x"], [str(bad)])
+    with pytest.raises(BadSampleError):
+        Pairs(images, records, None, skip_bad=True)[1]
+
+
+def test_held_out_words_are_known(data: Path, tmp_path: Path) -> None:
+    """Otherwise one held-out caption of new words would end pretraining; ids of unknown words would not train."""
+    for split, word in (("train", "teapot"), ("validation", "accordion"), ("test", "trombone")):
+        key = open_split(data, split)[0].key
+        (data / "text" / f"{key}.txt").write_text(f"{word}\n", encoding="utf-8")
+    vlm = pretrain.pretrain(data, tmp_path / "m.vlm.pt", **{**OPTIONS, "epochs": 1})
+    assert [word in vlm.vocabulary for word in ("teapot", "accordion", "trombone")] == [True, True, False]
+
+
+def test_a_split_of_bad_pictures_has_no_scores(data: Path) -> None:
+    records = open_split(data, "validation")[:3]
+    for number in range(3):
+        truncate(data, "validation", number)
+    with pytest.raises(ValueError, match="expected one usable sample in 3, found none"):
+        Evaluator(records, 16, None, CPU, skip_bad=True)
+
+
+def test_attributes_are_those_of_the_pictures_that_are_left(tmp_path: Path) -> None:
+    data = Path(shutil.copytree(tiny.birds(), tmp_path / "birds"))
+    truncate(data, "test", 3)
+    evaluator = Evaluator(open_split(data, "test"), 16, BirdTruth(data), CPU, skip_bad=True)
+    (batch,) = evaluator.batches
+    keys = [record.key for i, record in enumerate(open_split(data, "test")) if i != 3]
+    assert sorted(batch.keys) == sorted(keys)
+    assert set(evaluator(tiny.build_matcher())) > {"local_r1", "general_swapped"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A handful of pictures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_twenty_pictures_of_a_caption_each_without_classes(tmp_path: Path) -> None:
+    """No test split, no classes, no boxes: from pretraining to a table of very few captions."""
+    data, names = tmp_path / "pictures", [f"p{i:02d}" for i in range(20)]
+    images, texts, train = data / "CUB_200_2011" / "images", data / "text", data / "train"
+    for folder in (images, texts, train):
+        folder.mkdir(parents=True)
+    for i, name in enumerate(names):
+        Image.new("RGB", (40 + i, 50 - i), (i * 12, 0, 255 - i * 12)).save(images / f"{name}.jpg")
+        (texts / f"{name}.txt").write_text(f"picture of a thing called {name}\n", encoding="utf-8")
+    (train / "filenames.pickle").write_bytes(pickle.dumps(names))
+    held_out = len(open_split(data, "test"))
+    assert 1 <= held_out < 10
+    out = tmp_path / "m.vlm.pt"
+    options = ["--encoder", "conv", "--batch", "4", "--epochs", "2", "--embed-dim", "8", "--device", "cpu"]
+    assert main(["pretrain", "--data", str(data), "--out", str(out), *options]) == 0
+    cfg = tiny.config(tmp_path / "tiny.yml", evaluated=1000)
+    folder = run("--vlm", out, "--data", data, "--steps", 2, "--batch", 2, "--out", tmp_path / "runs", "--cfg", cfg)
+    assert checkpoint(folder)["step"] == 2
+    assert (folder / "results.md").exists() == (held_out > 1)
+
+
+def test_a_table_of_three_captions() -> None:
+    matcher = tiny.build_matcher()
+    captions = ["a red bird", "a blue bird", "a blue bird"]
+    mismatched = torch.tensor([[a != b for b in captions] for a in captions])
+    torch.manual_seed(0)
+    pictures = torch.rand(3, 3, 32, 32)
+    table = Table(captions, mismatched, pictures, matcher, None, None)
+    row = table.add("real", pictures)
+    assert 0 <= row["r_precision"] <= 1
+    assert "own caption first of 3" in table.text_table()
