@@ -42,8 +42,8 @@ def read_folder(root: str | Path, split: str, complain: Complain = stop) -> Iter
         complain: called with each problem; what it is about is left out.
 
     Yields:
-        The pictures in the order of the metadata, or sorted by path. There are neither classes nor boxes. A picture that
-        no metadata name is no part of the set.
+        The pictures in the order of the metadata, or sorted by path. There are neither classes nor boxes. A picture
+        that no metadata name is no part of the set.
     """
     folders = _split_folders(Path(root)).get(split, [])
     if len(folders) != 1:
@@ -162,7 +162,7 @@ def _csv_rows(path: Path, complain: Complain) -> Iterator[tuple[str, dict[str, o
     rows = csv.DictReader(io.StringIO(text, newline=""))
     columns = rows.fieldnames or []
     if missing := [name for name in ("file_name", "text") if name not in columns]:
-        what = f"expected the columns file_name and text, {' and '.join(missing)} missing of {', '.join(columns) or 'none'}"
+        what = f"expected the columns file_name and text, no {' and '.join(missing)} in {', '.join(columns) or 'none'}"
         complain(Problem(str(path), what))
         return
     for row in rows:

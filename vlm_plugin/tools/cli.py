@@ -11,7 +11,7 @@ from vlm_plugin.tools import data, judge, legacy, patch, pretrain
 
 COMMANDS = {
     "pretrain": (pretrain, "train a matcher on captioned pictures"),
-    "data": (data, "make data sets"),
+    "data": (data, "make data sets, check your own"),
     "judge": (judge, "train the attribute classifier of the synthetic birds"),
     "run-legacy": (legacy, "run an original's script, unedited, on today's Python and torch"),
     "patch": (patch, "put the loss into a clone of an original trainer"),

@@ -1,4 +1,4 @@
-"""Makes data sets a user can start with."""
+"""Makes data sets a user can start with, and checks those that a user has."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import argparse
 import time
 from pathlib import Path
 
-from vlm_plugin.data.birds import SPLITS, BirdTruth, contact_sheet, make_birds
 from vlm_plugin.data import open_split
+from vlm_plugin.data.birds import SPLITS, BirdTruth, contact_sheet, make_birds
+from vlm_plugin.tools.data_check import check, render
 
 _SHEET_PICTURES, _SHEET_COLUMNS = 24, 6
 
@@ -59,9 +60,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     birds.add_argument("--test", type=int, default=500)
     birds.add_argument("--size", type=int, default=64, help="pixels")
     birds.add_argument("--seed", type=int, default=0)
+    birds.set_defaults(kind_run=_run_synthetic)
+    checked = kinds.add_parser(
+        "check", help="look at every picture and caption of a data folder; exit status 1 if any is bad"
+    )
+    checked.add_argument("directory")
+    checked.add_argument("--out", help="contact sheet to write (default: data-check-NAME.png in this folder)")
+    checked.set_defaults(kind_run=_run_check)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int | None:
     """Run `vlm-plugin data`."""
-    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "run", "kind")}
-    synthetic(**options)
+    return arguments.kind_run(arguments)
+
+
+def _run_synthetic(arguments: argparse.Namespace) -> None:
+    synthetic(
+        arguments.directory, arguments.train, arguments.validation, arguments.test, arguments.size, arguments.seed
+    )
+
+
+def _run_check(arguments: argparse.Namespace) -> int:
+    """Exit status: 1 if anything is fatal."""
+    root = Path(arguments.directory)
+    sheet = Path(arguments.out or f"data-check-{root.resolve().name}.png")
+    if sheet.suffix.lower() != ".png":
+        raise ValueError(f"--out {sheet}: expected the name of a .png file")
+    report = check(root, sheet)
+    print(render(report))
+    if sheet.is_file():
+        print(f"what the pictures look like to training: {sheet}")
+    if report.findings:
+        listing = sheet.with_suffix(".txt")
+        listing.write_text(render(report, most=None) + "\n", encoding="utf-8", errors="replace")
+        print(f"every problem: {listing}")
+    return int(report.fatal > 0)

@@ -205,9 +205,9 @@ def read_captions(path: str | Path, images: str | Path) -> dict[str, str]:
     """Read one caption for each picture of a folder.
 
     What the file holds is told by its extension. ".csv" and ".tsv": a header with file_name and caption (or else text),
-    and a row for each picture; ".jsonl": the same as an object a line; ".json": one object of file names and captions; any
-    other: one caption a line, the i-th line for the i-th picture in natural order. Further columns do no harm, so what
-    `vlm-plugin score` writes can be read again.
+    and a row for each picture; ".jsonl": the same as an object a line; ".json": one object of file names and captions;
+    any other: one caption a line, the i-th line for the i-th picture in natural order. Further columns do no harm, so
+    what `vlm-plugin score` writes can be read again.
 
     Args:
         path: the captions file.
