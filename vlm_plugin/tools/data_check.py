@@ -308,14 +308,14 @@ def render(report: Report, most: int | None = PRINTED) -> str:
 
 def _table(splits: Sequence[Split]) -> str:
     head = ("split", "pictures", "captions", "classes", "boxes", "words", "words a caption", "width x height")
-    rows = [
-        (
-            split.name, str(split.pictures), str(split.captions),
-            str(split.classes or "none"), str(split.boxes or "none"), str(split.words), " / ".join(f"{length:g}" for length in split.lengths),
-            " / ".join(f"{width}x{height}" for width, height in split.sizes) or "none readable",
-        )
-        for split in splits
-    ]  # fmt: skip
+    rows = [_row(split) for split in splits]
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in [head, *rows]]
     return "\n".join([*lines, "(least / median / greatest)"])
+
+
+def _row(split: Split) -> tuple[str, ...]:
+    lengths = " / ".join(f"{length:g}" for length in split.lengths)
+    sizes = " / ".join(f"{width}x{height}" for width, height in split.sizes)
+    counts = (split.pictures, split.captions, split.classes or "none", split.boxes or "none", split.words)
+    return (split.name, *map(str, counts), lengths, sizes or "none readable")
