@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from vlm_plugin import __version__
-from vlm_plugin.tools import data, judge, legacy, patch, pretrain
+from vlm_plugin.tools import data, judge, legacy, patch, pretrain, score
 
 COMMANDS = {
     "pretrain": (pretrain, "train a matcher on captioned pictures"),
     "data": (data, "make data sets, check your own"),
+    "score": (score, "score pictures of any generator against their captions"),
     "judge": (judge, "train the attribute classifier of the synthetic birds"),
     "run-legacy": (legacy, "run an original's script, unedited, on today's Python and torch"),
     "patch": (patch, "put the loss into a clone of an original trainer"),
