@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes the packaged files anew, in FOLDER: the matcher, the judge, and the plain generators that runs start from.
-# About two and a half hours on two CPU cores. Killed, the matcher's training goes on when the script is run again.
+# Makes the packaged files anew, in FOLDER: the matcher, the second one that evaluates, the judge, and the plain
+# generators that runs start from.
+# About three hours on two CPU cores. Killed, a matcher's training goes on when the script is run again.
 # The judge's pictures and seed are its own: it must not share the matcher's training.
 set -euo pipefail
 folder=${1:?usage: make_assets.sh FOLDER}
@@ -10,6 +11,11 @@ tool="python -m vlm_plugin"
 
 $tool data synthetic "$folder/birds" --train 10000 --validation 1000 --test 1000 --seed 0
 $tool pretrain --data "$folder/birds" --out "$folder/birds.vlm.pt" --encoder conv --epochs 10 --half --seed 0
+
+# The second matcher, which judges: another backbone, other pictures, another seed.
+$tool data synthetic "$folder/birds-evaluator" --train 10000 --validation 500 --test 10 --seed 200
+$tool pretrain --data "$folder/birds-evaluator" --out "$folder/birds.evaluator.vlm.pt" --encoder shufflenet --epochs 8 \
+  --half --seed 7
 
 $tool data synthetic "$folder/birds-judge" --train 8000 --validation 100 --test 1000 --seed 100
 $tool judge --data "$folder/birds-judge" --out "$folder/birds.judge.pt" --epochs 10 --seed 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,7 +16,11 @@ for _entry in (GOLDEN, ROOT):
     if str(_entry) not in sys.path:
         sys.path.insert(0, str(_entry))
 
-_MARKERS = {"cuda": "needs a CUDA device; left out, and counted in the summary, where there is none"}
+_MARKERS = {
+    "cuda": "needs a CUDA device; left out, and counted in the summary, where there is none",
+    "browser": "needs chromium; left out, and counted in the summary, where there is none",
+}
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _left_out: dict[str, int] = {}
 
 
@@ -27,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what cannot run here, instead of skipping it, so that a skip always means something unforeseen."""
     missing = {} if torch.cuda.is_available() else {"cuda": "no CUDA device"}
+    missing |= {} if BROWSER else {"browser": "no chromium"}
     kept, dropped = [], []
     for item in items:
         reason = next(
@@ -51,3 +57,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def golden() -> Path:
     """The folder of golden files; README.md in it says how each entry was made."""
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """The path of chromium, for tests that are marked so."""
+    return BROWSER

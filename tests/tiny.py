@@ -54,6 +54,14 @@ def matcher() -> Path:
 
 
 @functools.cache
+def evaluator() -> Path:
+    """Another matcher than `matcher`."""
+    path = Path(_folder().name) / "evaluator.vlm.pt"
+    build_matcher(seed=9).save(path)
+    return path
+
+
+@functools.cache
 def judge() -> Path:
     path = Path(_folder().name) / "tiny.judge.pt"
     torch.manual_seed(1)

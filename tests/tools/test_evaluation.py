@@ -1,78 +1,24 @@
-"""The numbers of a results table against loops and closed forms, and its warning about circular scores."""
+"""The numbers of a table against loops and closed forms, what is evaluated, and the mark of circular scores."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm_plugin import VLM
-from vlm_plugin.tools.evaluation import Table, frechet_distance, r_precision
+from vlm_plugin.data import BirdTruth, Record, open_split, true_pairs
+from vlm_plugin.data.birds import said_by
+from vlm_plugin.metrics import mean_and_spread
+from vlm_plugin.tools import evaluation
+from vlm_plugin.tools.evaluation import Inception, Named, Table, frechet_distance, items, subject
 from vlm_plugin.tools.judge import Judge, attribute_accuracy
-
-CAPTIONS = [
-    f"a bird with a {crown} crown and {wings} wings." for crown in ("red", "blue") for wings in ("green", "white")
-]
-
-
-def others(count: int) -> Tensor:
-    return ~torch.eye(count, dtype=torch.bool)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# R-precision
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_r_precision_against_a_loop() -> None:
-    generator = torch.Generator().manual_seed(1)
-    captions = torch.randn(30, 4, generator=generator)
-    images = captions + 0.7 * torch.randn(30, 4, generator=generator)
-    mismatched = torch.rand(30, 30, generator=generator) < 0.7
-    for candidates in (2, 6, 100):
-        keys = torch.rand(30, 30, generator=torch.Generator().manual_seed(8)).tolist()
-        hits = 0
-        for i in range(30):
-            allowed = sorted((j for j in range(30) if mismatched[i, j] and j != i), key=lambda j: keys[i][j])
-            drawn = allowed[: candidates - 1]
-            own, *wrong = (float(torch.cosine_similarity(images[i], captions[j], dim=0)) for j in [i, *drawn])
-            hits += all(own > score for score in wrong)
-        assert r_precision(images, captions, mismatched, candidates, seed=8) == pytest.approx(hits / 30)
-        assert 0 < hits < 30
-
-
-def test_perfect_and_chance_r_precision() -> None:
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(1500, 16, generator=generator)
-    assert r_precision(vectors, vectors, others(1500)) == 1
-    assert r_precision(vectors.roll(1, 0), vectors, others(1500)) == pytest.approx(0.01, abs=0.008)
-    assert r_precision(vectors.roll(1, 0), vectors, others(1500), candidates=2) == pytest.approx(0.5, abs=0.04)
-
-
-def test_a_tie_is_no_hit() -> None:
-    assert r_precision(torch.ones(4, 3), torch.ones(4, 3), others(4)) == 0
-
-
-def test_what_is_no_candidate_is_never_drawn() -> None:
-    """Caption i + 1 is picture i's best match but no allowed candidate of it, under any seed."""
-    captions = torch.eye(6)
-    images = captions + 2 * captions.roll(-1, 0)
-    mismatched = others(6)
-    assert r_precision(images, captions, mismatched) == 0
-    for i in range(6):
-        mismatched[i, (i + 1) % 6] = False
-    for seed in range(20):
-        assert r_precision(images, captions, mismatched, candidates=4, seed=seed) == 1
-
-
-def test_the_own_caption_is_never_a_wrong_one() -> None:
-    vectors = torch.eye(5)
-    assert r_precision(vectors, vectors, torch.ones(5, 5, dtype=torch.bool)) == 1
-    # A picture without a single wrong caption is right.
-    assert r_precision(vectors.roll(1, 0), vectors, torch.zeros(5, 5, dtype=torch.bool)) == 1
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Frechet distance
@@ -111,74 +57,208 @@ def test_frechet_distance_of_equal_sets(count: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What is evaluated
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_one_caption_of_every_picture_before_another() -> None:
+    every = items([2, 3, 1])
+    assert [tuple(item) for item in every] == [(0, 0), (1, 1), (2, 0), (0, 1), (1, 2), (1, 0)]
+    assert items([2, 3, 1], 4) == every[:4]
+    assert items([2, 3, 1], 100) == every
+    assert items([]) == []
+
+
+def test_no_caption_that_is_true_of_a_bird_is_a_wrong_one() -> None:
+    records, truth = open_split(tiny.birds(), "test"), BirdTruth(tiny.birds())
+    chosen = items([len(record.captions) for record in records], 50)
+    about = subject(records, chosen, truth)
+    assert about.captions == [records[i].captions[n] for i, n in chosen]
+    wrong = about.mismatched(about.facts, about.facts)
+    values = truth.pictures([records[i].key for i, _ in chosen])
+    assert torch.equal(wrong, ~true_pairs(values, *said_by(about.captions)))
+    assert wrong.any()
+    assert not wrong.diagonal().any()
+    assert torch.equal(about.mismatched(about.facts[7:9], about.facts), wrong[7:9])
+
+
+def test_without_attributes_classes_and_without_classes_equal_captions_are_no_wrong_ones() -> None:
+    def record(key: str, caption: str, class_id: int | None) -> Record:
+        return Record(key, Path(key), (caption,), class_id, None)
+
+    chosen = items([1, 1, 1])
+    classes = subject([record("a", "x", 4), record("b", "y", 4), record("c", "x", 5)], chosen, None)
+    assert classes.mismatched(classes.facts, classes.facts).tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
+    free = subject([record("a", "x", None), record("b", "y", None), record("c", "x", None)], chosen, None)
+    assert free.mismatched(free.facts, free.facts).tolist() == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
+    assert free.digest == classes.digest
+    assert (
+        subject([record("a", "z", 4)], items([1]), None).digest
+        != subject([record("a", "x", 4)], items([1]), None).digest
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Tables
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def table(trained_with: str | None = None, judge: bool = True, scorer: bool = True) -> tuple[Table, VLM, Tensor]:
-    matcher = tiny.build_matcher(scorer=scorer)
-    pictures = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    trained_with = matcher.fingerprint if trained_with == "itself" else trained_with
-    result = Table(
-        CAPTIONS * 2, others(8), pictures, matcher, trained_with, Judge.load(tiny.judge()) if judge else None
-    )
-    return result, matcher, pictures
+def table(trained_with: str | None = None, judge: bool = True, scorer: bool = True, own: bool = False) -> Table:
+    """Of 20 captions; the evaluator is another matcher than the training's unless `own`."""
+    records = open_split(tiny.birds(), "test")
+    about = subject(records, items([10] * 20, 20), BirdTruth(tiny.birds()) if judge else None)
+    matcher = Named("trained.vlm.pt", tiny.build_matcher(scorer=scorer))
+    evaluator = matcher if own else Named("other.vlm.pt", tiny.build_matcher(seed=9, scorer=scorer))
+    trained_with = matcher.vlm.fingerprint if trained_with == "matcher" else trained_with
+    judging = Judge.load(tiny.judge()) if judge else None
+    return Table(about, batches(drawn(2)), evaluator, matcher, trained_with, judging)
+
+
+def drawn(seed: int) -> Tensor:
+    return torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def batches(pictures: Tensor, size: int = 20) -> Iterator[Tensor]:
+    return iter(pictures.split(size))
+
+
+def expected_of(vlm: VLM, about: evaluation.Subject, pictures: Tensor) -> dict[str, float]:
+    with torch.no_grad():
+        image, text = vlm.encode_image(pictures), vlm.encode_text(about.captions)
+        scores = vlm.scorer(image, text, "caption").sigmoid()
+        cosine = torch.nn.functional.cosine_similarity(image.pooled[:, None], text.pooled[None], dim=-1)
+    wrong = about.mismatched(about.facts, about.facts)
+    hits = [all(cosine[i, i] > cosine[i, j] + 1e-6 for j in range(20) if wrong[i, j]) for i in range(20)]
+    return {"vlms": float(scores.mean()), "r_precision": sum(hits) / 20}
 
 
 def test_a_row_has_the_numbers_of_its_pictures() -> None:
-    result, matcher, reference = table()
-    pictures = reference.flip(0)
-    row = result.add("after", pictures)
+    result, pictures = table(), drawn(3)
+    row = result.add("after", batches(pictures))
     assert result.rows == {"after": row}
+    for suffix, vlm in (("", tiny.build_matcher(seed=9)), ("_training", tiny.build_matcher())):
+        for name, value in expected_of(vlm, result.subject, pictures).items():
+            assert row[name + suffix].value == pytest.approx(value, rel=1e-5), name + suffix
+            assert row[name + suffix].spread >= 0
     judge = Judge.load(tiny.judge())
     with torch.no_grad():
-        image, text = matcher.encode_image(pictures), matcher.encode_text(CAPTIONS * 2)
-        assert row["vlms"] == pytest.approx(float(matcher.scorer(image, text, "caption").sigmoid().mean()), rel=1e-5)
-        assert row["r_precision"] == r_precision(image.pooled, text.pooled, others(8))
-        expected = attribute_accuracy(judge.find(pictures), CAPTIONS * 2).mean()
-        assert row["attribute_accuracy"] == pytest.approx(float(expected))
+        accuracy = attribute_accuracy(judge.find(pictures), result.subject.captions)
+        assert row["attribute_accuracy"] == pytest.approx([float(v) for v in mean_and_spread(accuracy, 10, 0)])
         # The distance alone may be measured of other pictures.
-        apart = frechet_distance(judge.features(reference), judge.features(pictures.abs()))
-    real = result.add("real", pictures, distance_of=pictures.abs())
-    assert real == {**row, "frechet_distance": pytest.approx(apart)}
-    assert real["frechet_distance"] > 1.5 * abs(row["frechet_distance"])
+        near = frechet_distance(judge.features(drawn(2)), judge.features(pictures))
+        apart = frechet_distance(judge.features(drawn(2)), judge.features(pictures.abs()))
+    assert row["frechet_distance"].value == pytest.approx(near, rel=1e-3)
+    real = result.add("real", batches(pictures), distance_of=batches(pictures.abs()))
+    assert real["frechet_distance"].value == pytest.approx(apart, rel=1e-3)
+    assert {**real, "frechet_distance": None} == {**row, "frechet_distance": None}
+    assert result.scores["after"].shape == (20,)
+    assert float(result.scores["after"].mean()) == pytest.approx(row["vlms"].value)
 
 
-def test_captions_of_several_chunks_are_padded_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, _, pictures = table()
-    monkeypatch.setattr("vlm_plugin.tools.evaluation._CHUNK", 3)
-    parts, _, _ = table()
-    for a, b in zip(whole.text, parts.text, strict=True):
-        torch.testing.assert_close(a, b)
-    first, second = whole.add("x", pictures), parts.add("x", pictures)
-    assert first == pytest.approx(second, rel=1e-4, abs=1e-4)
+def test_the_batch_size_changes_nothing_but_rounding() -> None:
+    whole = table().add("after", batches(drawn(3)))
+    for size in (1, 7):
+        parts = table().add("after", batches(drawn(3), size))
+        for name, number in whole.items():
+            tolerance = {"abs": 0.05 + 1e-9} if name.startswith("r_precision") else {"rel": 1e-4}
+            if name in ("vlms", "vlms_training"):
+                tolerance = {"rel": 1e-5}
+            assert parts[name].value == pytest.approx(number.value, **tolerance), name
 
 
+@pytest.mark.parametrize("count", [19, 21])
+def test_another_number_of_pictures_than_of_captions_is_refused(count: int) -> None:
+    with pytest.raises(ValueError, match="pictures: expected 20, one a caption, got"):
+        table().add("after", batches(torch.zeros(count, 3, 32, 32), 7))
+
+
+@pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("judge", [True, False])
-@pytest.mark.parametrize("trained_with", [None, "0123456789abcdef", "itself"])
-def test_circular_columns_are_marked_and_only_they(trained_with: str | None, judge: bool) -> None:
-    result, matcher, pictures = table(trained_with, judge)
-    result.add("after", pictures)
-    text, meaning = result.text_table(), result.describe()
-    columns = ["r_precision", "vlms", "frechet_distance"]
-    if judge:
-        columns.insert(0, "attribute_accuracy")
-    assert list(meaning) == columns
-    # Without a judge the distance too is measured by the matcher.
-    by_matcher = {"r_precision", "vlms"} | (set() if judge else {"frechet_distance"})
-    circular = by_matcher if trained_with == "itself" else set()
-    assert result.circular == bool(circular)
-    for name, description in meaning.items():
-        assert ("circular" in description) == (name in circular), name
-        assert (matcher.fingerprint in description) == (name in by_matcher), name
-    header = dict(zip(columns, (cell.strip() for cell in text.splitlines()[0].split("|")[2:-1]), strict=True))
-    assert {name for name, cell in header.items() if cell.endswith("*")} == circular
-    assert all(cell.rstrip("*").lower().split()[0] in name.replace("_", "-") for name, cell in header.items())
-    assert "8 captions of the test split" in text
+@pytest.mark.parametrize("trained_with", [None, "0123456789abcdef", "matcher"])
+def test_circular_columns_are_marked_and_only_they(trained_with: str | None, judge: bool, own: bool) -> None:
+    result = table(trained_with, judge, own=own)
+    result.add("after", batches(drawn(3)))
+    matcher = tiny.build_matcher().fingerprint
+    by_matcher = {name for name, column in result.columns.items() if matcher in column.by}
+    # Without a judge the distance too is measured by the evaluator.
+    expected = {"r_precision", "vlms"} | (set() if judge else {"frechet_distance"})
+    assert by_matcher == (expected if own else {"r_precision_training", "vlms_training"})
+    circular = {name for name, column in result.columns.items() if column.circular}
+    assert circular == (by_matcher if trained_with == "matcher" else set())
+    text = result.text_table()
+    cells = [cell.strip() for cell in text.splitlines()[0].split("|")[2:-1]]
+    assert {name for name, cell in zip(result.columns, cells, strict=True) if cell.endswith("*")} == circular
+    assert text.count("circular: this matcher trained the generator") == len(circular)
+    assert "20 captions" in text
+    assert evaluation.NO_INCEPTION in text
 
 
 def test_a_matcher_without_scorer_has_no_vlms() -> None:
-    result, _, pictures = table(scorer=False)
-    assert set(result.add("after", pictures)) == {"attribute_accuracy", "r_precision", "frechet_distance"}
+    result = table(scorer=False)
+    row = result.add("after", batches(drawn(3)))
+    assert set(row) == {"attribute_accuracy", "r_precision", "r_precision_training", "frechet_distance"}
     assert "VLMS" not in result.text_table()
-    assert "vlms" not in result.describe()
+    assert result.scores == {}
+
+
+def test_the_content_is_plain_json() -> None:
+    result = table()
+    row = result.add("after", batches(drawn(3)))
+    content = json.loads(json.dumps(result.content({"seed": 0})))
+    assert content["manifest"] == {"seed": 0}
+    assert list(content["columns"]) == list(row)
+    assert content["rows"] == [
+        {"name": "after", "values": {k: {"value": v.value, "spread": v.spread} for k, v in row.items()}}
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inception
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_inception_weights_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"--inception .*none\.pth: no such file"):
+        Inception(tmp_path / "none.pth")
+    (tmp_path / "other.pth").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"--inception .*other\.pth: expected torch-fidelity's Inception weights"):
+        Inception(tmp_path / "other.pth")
+
+
+def test_inception_numbers_are_those_of_torchmetrics_called_by_hand() -> None:
+    """On features in Inception's place: the numbers come from torchmetrics, the features are passed on as they are."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.inception import InceptionScore
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    class Network(nn.Module):
+        num_features = 12
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            return pictures.float().flatten(1)
+
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randint(0, 256, (40, 3, 2, 2), generator=generator, dtype=torch.uint8) for _ in range(2))
+    logits = torch.randn(40, 7, generator=generator)
+    numbers = evaluation._inception_numbers(real.float().flatten(1), fake.float().flatten(1), logits)
+    fid = FrechetInceptionDistance(feature=Network(), input_img_size=(3, 2, 2))
+    kid = KernelInceptionDistance(feature=Network(), subset_size=40)
+    for metric in (fid, kid):
+        metric.update(real, real=True)
+        metric.update(fake, real=False)
+    assert numbers["fid"].value == pytest.approx(float(fid.compute()), rel=1e-5)
+    assert numbers["kid"].value == pytest.approx(float(kid.compute()[0]), rel=1e-3)
+    score = InceptionScore(feature=_Flat())
+    score.update(logits)
+    torch.manual_seed(0)
+    assert numbers["inception_score"].value == pytest.approx(float(score.compute()[0]), rel=0.1)
+    before = torch.random.get_rng_state()
+    assert evaluation._inception_numbers(real.float().flatten(1), fake.float().flatten(1), logits) == numbers
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+class _Flat(nn.Module):
+    num_features = 7
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values

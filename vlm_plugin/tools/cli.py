@@ -7,11 +7,13 @@ import sys
 from collections.abc import Sequence
 
 from vlm_plugin import __version__
-from vlm_plugin.tools import data, judge, legacy, patch, pretrain, score
+from vlm_plugin.tools import data, evaluate, judge, legacy, patch, pretrain, report, score
 
 COMMANDS = {
     "pretrain": (pretrain, "train a matcher on captioned pictures"),
     "data": (data, "make data sets, check your own"),
+    "evaluate": (evaluate, "compute every number about a generator, with a report"),
+    "report": (report, "the report of one evaluated run, or of several side by side"),
     "score": (score, "score pictures of any generator against their captions"),
     "judge": (judge, "train the attribute classifier of the synthetic birds"),
     "run-legacy": (legacy, "run an original's script, unedited, on today's Python and torch"),

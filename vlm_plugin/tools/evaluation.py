@@ -1,54 +1,95 @@
-"""The numbers of a results table: agreement of pictures with captions, and distance to real pictures."""
+"""Numbers about generated pictures: one place, one pass over the pictures, every measure at once."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vlm_plugin.data import BirdTruth, Record, true_pairs
+from vlm_plugin.data.birds import said_by
+from vlm_plugin.data.dataset import caption_id
 from vlm_plugin.features import Features
-from vlm_plugin.matching import unit
-from vlm_plugin.model import VLM
-from vlm_plugin.tools.judge import Judge, attribute_accuracy
+from vlm_plugin.metrics import VLMS, AttributeAccuracy, RPrecision, different_groups
+from vlm_plugin.model import VLM, fingerprint
+from vlm_plugin.tools.judge import Judge
 
-CANDIDATES = 100
+CANDIDATES, FOLDS = 100, 10
 _CHUNK = 100
-_NAMES = {
-    "attribute_accuracy": "attribute accuracy",
-    "r_precision": "R-precision",
-    "vlms": "VLMS",
-    "frechet_distance": "Frechet distance",
-}
+NO_INCEPTION = "no Inception weights: pass --inception PATH"
 
 
-def r_precision(
-    images: Tensor, captions: Tensor, mismatched: Tensor, candidates: int = CANDIDATES, seed: int = 0
-) -> float:
-    """Share of pictures whose own caption ranks first among `candidates`, by the cosine of global vectors.
+class Item(NamedTuple):
+    """One caption to draw."""
+
+    record: int
+    """Position of its picture in the split."""
+    number: int
+    """Position of the caption among the picture's."""
+
+
+def items(captions_of: Sequence[int], count: int | None = None) -> list[Item]:
+    """Which captions are evaluated, in which order.
+
+    First one caption of every picture, number i % n of picture i with n captions, then another of every picture, until
+    each caption had its turn: the first N of any count are a spread-out choice.
 
     Args:
-        images: `(N, D)` global image vectors.
-        captions: `(N, D)` sentence vectors, row i the caption that picture i was drawn from.
-        mismatched: `(N, N)` bool: caption j may serve picture i as a wrong one (its own never does).
-        candidates: the right caption and `candidates - 1` wrong ones, drawn without replacement (all there are, if
-            fewer).
-        seed: draws them.
+        captions_of: number of captions of each picture.
+        count: how many; all when left out or greater.
+    """
+    rounds = range(max(captions_of, default=0))
+    every = [Item(index, (index + turn) % n) for turn in rounds for index, n in enumerate(captions_of) if turn < n]
+    return every if count is None else every[:count]
+
+
+class Subject(NamedTuple):
+    """What is evaluated: captions, and which of them may serve a picture as wrong ones."""
+
+    captions: list[str]
+    facts: Tensor
+    """`(N, F)` int64, see `mismatched`."""
+    mismatched: Callable[[Tensor, Tensor], Tensor]
+    """As `RPrecision` takes it."""
+    digest: str
+    """Sixteen hexadecimal digits that name pictures and captions."""
+
+
+def subject(records: Sequence[Record], chosen: Sequence[Item], truth: BirdTruth | None) -> Subject:
+    """The captions of some items with what is known about them.
+
+    Where attributes are known, no caption that is true of a picture is a wrong one; else none of its class; else none
+    of the same text.
+    """
+    rows = [(records[item.record], item.number) for item in chosen]
+    captions = [record.captions[number] for record, number in rows]
+    lines = "\n".join(f"{record.key}\t{caption}" for (record, _), caption in zip(rows, captions, strict=True))
+    digest = hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    if truth is not None:
+        values, named = said_by(captions)
+        facts = torch.cat([truth.pictures([record.key for record, _ in rows]), values, named.long()], dim=1)
+        return Subject(captions, facts, untrue, digest)
+    ids = [caption_id(c) if r.class_id is None else r.class_id for (r, _), c in zip(rows, captions, strict=True)]
+    return Subject(captions, torch.tensor(ids)[:, None], different_groups, digest)
+
+
+def untrue(rows: Tensor, every: Tensor) -> Tensor:
+    """Birds: which captions are not true of which pictures.
+
+    Args:
+        rows: `(R, 3A)`: attributes of pictures, then values and mention of each attribute in their captions.
+        every: `(N, 3A)` the same for the captions.
 
     Returns:
-        A share in [0, 1]; chance is 1 / candidates.
-
-    Source: AttnGAN's R-precision protocol.
+        `(R, N)` bool.
     """
-    generator = torch.Generator().manual_seed(seed)
-    scores = (unit(images.float()) @ unit(captions.float()).T).cpu()
-    # Random keys, with what is not allowed sent to the end: the first ones are a draw without replacement.
-    allowed = mismatched.cpu() & ~torch.eye(len(scores), dtype=torch.bool)
-    keys = torch.rand(scores.shape, generator=generator).masked_fill(~allowed, 2.0)
-    order, drawn = keys.sort(1), min(candidates - 1, len(scores) - 1)
-    wrong = scores.gather(1, order.indices[:, :drawn]).masked_fill(order.values[:, :drawn] > 1, -math.inf)
-    return float((scores.diagonal()[:, None] > wrong).all(1).float().mean())
+    attributes = rows.shape[1] // 3
+    picture, said, named = rows[:, :attributes], every[:, attributes : 2 * attributes], every[:, 2 * attributes :]
+    return ~true_pairs(picture, said, named.bool())
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
@@ -64,126 +105,326 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    class Given(nn.Module):
-        num_features = real.shape[1]
-
-        def forward(self, features: Tensor) -> Tensor:
-            return features
-
-    # One process computes the table: to sync would wait for the others for ever.
-    metric = FrechetInceptionDistance(feature=Given(), sync_on_compute=False)
+    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]), sync_on_compute=False)
     metric.update(real.cpu(), real=True)
     metric.update(fake.cpu(), real=False)
     return float(metric.compute())
 
 
-class Table:
-    """Scores sets of pictures of the same captions against the same references.
+class _Given(nn.Module):
+    """Features in place of pictures, for torchmetrics: each picture is encoded once for all measures."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+class Inception(nn.Module):
+    """The Inception network of FID, KID and Inception Score, as torchmetrics has it, with weights from a file.
 
     Args:
-        captions: N captions of the test split, one a picture.
-        mismatched: `(N, N)` bool: caption j may serve picture i as a wrong one.
-        reference: `(M, 3, S, S)` real pictures in [-1, 1] that distances are measured to.
-        matcher: the matcher that scores R-precision and VLMS.
+        path: the state dict `pt_inception-2015-12-05-6726825d.pth` (torch-fidelity).
+
+    Raises:
+        ImportError: torch-fidelity is missing.
+        FileNotFoundError, ValueError: the file is missing or something else.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"--inception {path}: no such file")
+        try:
+            from torchmetrics.image.fid import NoTrainInceptionV3
+
+            self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
+        except ModuleNotFoundError as error:
+            raise ImportError('--inception needs torch-fidelity: pip install "vlm-plugin[eval]"') from error
+        except Exception as error:
+            raise ValueError(f"--inception {path}: expected torch-fidelity's Inception weights ({error})") from error
+        self.checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """`(B, 2048)` features and `(B, 1008)` logits of pictures in [-1, 1]."""
+        byte = ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        features = self.network(byte)
+        # The Inception Score's "logits_unbiased": the classifier without its bias.
+        return features, features @ self.network.fc.weight.T
+
+
+class Named(NamedTuple):
+    """A matcher and what to call it."""
+
+    name: str
+    vlm: VLM
+
+
+class Column(NamedTuple):
+    """What a column of the table is."""
+
+    title: str
+    by: str
+    what: str
+    better: str = "higher"
+    bounds: tuple[float | None, float | None] = (0, 1)
+    circular: bool = False
+
+
+class Number(NamedTuple):
+    """A number and its spread: the standard deviation of ten equal parts of the pictures, where that is known."""
+
+    value: float
+    spread: float | None = None
+
+
+class Table:
+    """Scores sets of pictures drawn from the same captions against the same references.
+
+    Args:
+        subject: the captions.
+        reference: batches of real pictures in [-1, 1] that distances are measured to.
+        evaluator: the matcher that scores.
+        matcher: the matcher of the training, scored by beside the evaluator where it is another one; None if unknown.
         trained_with: the fingerprint of the matcher that trained the generator, or None: its own scores are circular.
         judge: the birds' attribute classifier; None for other data.
+        inception: Inception with its weights; None where there are none.
+        seed: draws wrong captions and folds.
+
+    Attributes:
+        rows: name -> column -> number.
+        columns: id -> what it is.
+        scores: name -> `(N,)` VLMS of each picture by the evaluator.
     """
 
     def __init__(
         self,
-        captions: Sequence[str],
-        mismatched: Tensor,
-        reference: Tensor,
-        matcher: VLM,
-        trained_with: str | None,
-        judge: Judge | None,
+        subject: Subject,
+        reference: Iterable[Tensor],
+        evaluator: Named,
+        matcher: Named | None = None,
+        trained_with: str | None = None,
+        judge: Judge | None = None,
+        inception: Inception | None = None,
+        seed: int = 0,
     ) -> None:
-        self.captions, self.mismatched = list(captions), mismatched
-        self.matcher, self.judge = matcher.eval(), judge
-        self.circular = trained_with == matcher.fingerprint
-        with torch.no_grad():
-            self.text = _chunked(matcher.encode_text, self.captions)
-            self.reference = self._features(reference)
-        self.rows: dict[str, dict[str, float]] = {}
+        self.subject, self.judge, self.inception, self.seed = subject, judge, inception, seed
+        self.evaluator = evaluator
+        self._readers = [("", evaluator)]
+        if matcher is not None and matcher.vlm.fingerprint != evaluator.vlm.fingerprint:
+            self._readers.append(("_training", matcher))
+        for _, reader in self._readers:
+            reader.vlm.eval()
+        self._texts = [_encoded(reader.vlm, subject.captions) for _, reader in self._readers]
+        self.columns = self._columns(trained_with)
+        self.notes = [] if inception is not None else [NO_INCEPTION]
+        self.rows: dict[str, dict[str, Number]] = {}
+        self.scores: dict[str, Tensor] = {}
+        self._reference = self._look(reference)
+
+    def _columns(self, trained_with: str | None) -> dict[str, Column]:
+        columns: dict[str, Column] = {}
+        if self.judge is not None:
+            judge = f"judge {fingerprint(self.judge)}"
+            what = "share of the attributes named by the caption that the judge finds"
+            columns["attribute_accuracy"] = Column("attribute accuracy", judge, what)
+        candidates = min(CANDIDATES, len(self.subject.captions))
+        for suffix, reader in self._readers:
+            circular = trained_with == reader.vlm.fingerprint
+            by = f"{'matcher' if suffix else 'evaluator'} {reader.name} {reader.vlm.fingerprint}"
+            whose = ", own matcher" if suffix else ""
+            what = f"own caption first of {candidates}"
+            columns[f"r_precision{suffix}"] = Column(f"R-precision{whose}", by, what, circular=circular)
+            if reader.vlm.scorer is not None:
+                what = "mean score of picture and caption"
+                columns[f"vlms{suffix}"] = Column(f"VLMS{whose}", by, what, circular=circular)
+        whose, circular = ("judge", False) if self.judge is not None else ("evaluator", columns["r_precision"].circular)
+        columns["frechet_distance"] = Column(
+            "Frechet distance", columns["attribute_accuracy" if self.judge is not None else "r_precision"].by,
+            f"distance to real pictures in the {whose}'s features (not an FID)", "lower", (0, None), circular,
+        )  # fmt: skip
+        if self.inception is not None:
+            by = f"Inception {self.inception.checksum[:16]}"
+            columns["fid"] = Column("FID", by, "by torchmetrics", "lower", (0, None))
+            columns["kid"] = Column("KID", by, "by torchmetrics, 100 subsets of at most 1,000", "lower", (None, None))
+            columns["inception_score"] = Column(
+                "Inception Score", by, "by torchmetrics, ten parts", "higher", (1, None)
+            )
+        return columns
 
     @torch.no_grad()
-    def add(self, name: str, pictures: Tensor, distance_of: Tensor | None = None) -> dict[str, float]:
+    def add(
+        self, name: str, pictures: Iterable[Tensor], distance_of: Iterable[Tensor] | None = None
+    ) -> dict[str, Number]:
         """Score pictures and keep the row.
 
         Args:
             name: the row's name.
-            pictures: `(N, 3, S, S)` in [-1, 1], row i drawn from caption i.
-            distance_of: pictures to measure the distance of in their place (real ones, of another split).
+            pictures: batches `(B, 3, S, S)` in [-1, 1], picture i of them all drawn from caption i.
+            distance_of: batches to measure distances of in their place (real pictures of another split).
+
+        Raises:
+            ValueError: another number of pictures than of captions.
         """
-        device = self.matcher.device
-        images, scores = [], []
-        for start in range(0, len(pictures), _CHUNK):
-            part = pictures[start : start + _CHUNK].to(device)
-            image = self.matcher.encode_image(part)
-            images.append(image.pooled)
-            if self.matcher.scorer is not None:
-                text = Features(*(t[start : start + _CHUNK] for t in self.text))
-                scores.append(self.matcher.scorer(image, text, "caption").sigmoid())
-        row = {}
+        metrics = [self._metrics(reader.vlm) for _, reader in self._readers]
+        accuracy = None
         if self.judge is not None:
-            found = torch.cat([self.judge.find(p.to(device)) for p in pictures.split(_CHUNK)])
-            row["attribute_accuracy"] = float(attribute_accuracy(found, self.captions).mean())
-        row["r_precision"] = r_precision(torch.cat(images), self.text.pooled, self.mismatched)
-        if scores:
-            row["vlms"] = float(torch.cat(scores).mean())
-        features = self._features(pictures if distance_of is None else distance_of)
-        row["frechet_distance"] = frechet_distance(self.reference, features)
-        self.rows[name] = row
+            accuracy = AttributeAccuracy(self.judge.find, said_by, folds=FOLDS, seed=self.seed, sync_on_compute=False)
+        looked, done = _Looked(), 0
+        for batch in pictures:
+            part = slice(done, done + len(batch))
+            done += len(batch)
+            if done > len(self.subject.captions):
+                break
+            captions, facts = self.subject.captions[part], self.subject.facts[part]
+            for (_, reader), text, (precision, vlms) in zip(self._readers, self._texts, metrics, strict=True):
+                placed = batch.to(reader.vlm.device)
+                image, anchor = reader.vlm.encode_image(placed), Features(*(value[part] for value in text))
+                precision.update_features(image, anchor, facts.to(reader.vlm.device))
+                if vlms is not None:
+                    vlms.update_features(image, anchor)
+            if accuracy is not None:
+                accuracy.update(batch.to(self._device), captions)
+            self._look_at(batch, looked)
+        if done != len(self.subject.captions):
+            raise ValueError(f"pictures: expected {len(self.subject.captions)}, one a caption, got {done}")
+        if distance_of is not None:
+            looked = self._look(distance_of)
+        row = {}
+        if accuracy is not None:
+            row["attribute_accuracy"] = _number(accuracy.compute())
+        for (suffix, _), (precision, vlms) in zip(self._readers, metrics, strict=True):
+            row[f"r_precision{suffix}"] = _number(precision.compute())
+            if vlms is not None:
+                row[f"vlms{suffix}"] = _number(vlms.compute())
+        if metrics[0][1] is not None:
+            self.scores[name] = metrics[0][1].values().cpu()
+        self.rows[name] = row | self._distances(looked)
+        return self.rows[name]
+
+    @property
+    def _device(self) -> torch.device:
+        return self.evaluator.vlm.device
+
+    def _metrics(self, vlm: VLM) -> tuple[RPrecision, VLMS | None]:
+        # One process computes the table: to sync would wait for the others for ever.
+        options = {"folds": FOLDS, "seed": self.seed, "sync_on_compute": False}
+        precision = RPrecision(vlm, candidates=CANDIDATES, mismatched=self.subject.mismatched, **options)
+        return precision, VLMS(vlm, **options) if vlm.scorer is not None else None
+
+    @torch.no_grad()
+    def _look(self, pictures: Iterable[Tensor]) -> _Looked:
+        looked = _Looked()
+        for batch in pictures:
+            self._look_at(batch, looked)
+        return looked
+
+    def _look_at(self, batch: Tensor, looked: _Looked) -> None:
+        placed = batch.to(self._device)
+        if self.judge is not None:
+            looked.features.append(self.judge.features(placed).cpu())
+        else:
+            looked.features.append(self.evaluator.vlm.encode_image(placed).pooled.float().cpu())
+        if self.inception is not None:
+            features, logits = self.inception(placed)
+            looked.inception.append(features.cpu())
+            looked.logits.append(logits.cpu())
+
+    def _distances(self, looked: _Looked) -> dict[str, Number]:
+        real = self._reference
+        if min(map(len, (torch.cat(real.features), torch.cat(looked.features)))) < 2:
+            return {}  # one picture has no spread
+        row = {"frechet_distance": Number(frechet_distance(torch.cat(real.features), torch.cat(looked.features)))}
+        if self.inception is not None:
+            row |= _inception_numbers(torch.cat(real.inception), torch.cat(looked.inception), torch.cat(looked.logits))
         return row
 
-    def _features(self, pictures: Tensor) -> Tensor:
-        device = self.matcher.device
-        with torch.no_grad():
-            if self.judge is not None:
-                return torch.cat([self.judge.features(p.to(device)) for p in pictures.split(_CHUNK)])
-            return torch.cat([self.matcher.encode_image(p.to(device)).pooled for p in pictures.split(_CHUNK)])
-
-    def describe(self) -> dict[str, str]:
-        """Column -> what it is and who computed it."""
-        mark = " (circular: this matcher trained the generator)" if self.circular else ""
-        matcher = f"matcher {self.matcher.fingerprint}{mark}"
-        network = "judge" if self.judge is not None else matcher
-        candidates = min(CANDIDATES, len(self.captions))
-        known = {
-            "attribute_accuracy": "share of the attributes named by the caption that the judge finds, higher is better",
-            "r_precision": f"own caption first of {candidates}, by {matcher}, higher is better",
-            "vlms": f"mean score of picture and caption, by {matcher}, higher is better",
-            "frechet_distance": f"Frechet distance on features (not an FID) of the {network}, lower is better",
-        }
-        return {name: known[name] for name in self._columns()}
-
-    def _columns(self) -> list[str]:
-        return list(next(iter(self.rows.values())))
-
     def text_table(self) -> str:
-        """A Markdown table, circular columns marked with an asterisk, and what the columns mean."""
-        columns = self._columns()
-        by_matcher = ("r_precision", "vlms", *(() if self.judge is not None else ("frechet_distance",)))
-        star = {c: "*" if self.circular and c in by_matcher else "" for c in columns}
-        names = [_NAMES[c] + star[c] for c in columns]
-        lines = ["| pictures | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(columns)]
+        """A Markdown table with spreads, circular columns marked with an asterisk, and what the columns mean."""
+        titles = {name: column.title + ("*" if column.circular else "") for name, column in self.columns.items()}
+        lines = ["| pictures | " + " | ".join(titles.values()) + " |", "| --- |" + " ---: |" * len(titles)]
         for name, row in self.rows.items():
-            cells = [f"{row[c]:.4g}" if c == "frechet_distance" else f"{row[c]:.3f}" for c in columns]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        notes = [f"{n}: {self.describe()[c]}" for n, c in zip(names, columns, strict=True)]
-        return "\n".join([*lines, "", f"{len(self.captions)} captions of the test split", *notes])
+            lines.append(f"| {name} | " + " | ".join(_cell(c, row.get(c)) for c in titles) + " |")
+        notes = [f"{titles[name]}: {_meaning(column)}" for name, column in self.columns.items()]
+        spread = "± is the standard deviation over ten equal parts of the pictures"
+        return "\n".join([*lines, "", f"{len(self.subject.captions)} captions; {spread}", *notes, *self.notes])
+
+    def content(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Plain values for evaluation.json."""
+        return {
+            "manifest": manifest,
+            "columns": {name: column._asdict() for name, column in self.columns.items()},
+            "rows": [
+                {"name": name, "values": {column: number._asdict() for column, number in row.items()}}
+                for name, row in self.rows.items()
+            ],
+            "notes": self.notes,
+        }
 
 
-def _chunked(encode: Callable[[Sequence[str]], Features], captions: Sequence[str]) -> Features:
-    parts = [encode(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK)]
-    longest = max(p.mask.shape[1] for p in parts)
+class _Looked:
+    """Features of pictures, for distances between sets of them."""
+
+    def __init__(self) -> None:
+        self.features: list[Tensor] = []
+        self.inception: list[Tensor] = []
+        self.logits: list[Tensor] = []
+
+
+def _inception_numbers(real: Tensor, fake: Tensor, logits: Tensor) -> dict[str, Number]:
+    """FID, KID and Inception Score by torchmetrics."""
+    from torchmetrics.image.inception import InceptionScore
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    # KID's and the Inception Score's parts are drawn from the global randomness.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        kid = KernelInceptionDistance(
+            feature=_Given(real.shape[1]), subset_size=min(len(real), len(fake), 1000), sync_on_compute=False
+        )
+        kid.update(real, real=True)
+        kid.update(fake, real=False)
+        score = InceptionScore(feature=_Given(logits.shape[1]), sync_on_compute=False)
+        score.update(logits)
+        return {
+            "fid": Number(frechet_distance(real, fake)),
+            "kid": _number(kid.compute()),
+            "inception_score": _number(score.compute()),
+        }
+
+
+def _number(pair: tuple[Tensor, Tensor]) -> Number:
+    return Number(*(float(part) for part in pair))
+
+
+def _cell(column: str, number: Number | None) -> str:
+    if number is None:
+        return ""
+    form = ".4g" if column in ("frechet_distance", "fid") else ".3f"
+    return f"{number.value:{form}}" + ("" if number.spread is None else f" ± {number.spread:{form}}")
+
+
+def _meaning(column: Column) -> str:
+    mark = " (circular: this matcher trained the generator)" if column.circular else ""
+    return f"{column.what}, by {column.by}{mark}, {column.better} is better"
+
+
+@torch.no_grad()
+def _encoded(vlm: VLM, captions: Sequence[str]) -> Features:
+    """Features of many captions, padded to the longest; each caption's do not depend on the others."""
+    parts = [vlm.encode_text(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK)]
+    longest = max(part.mask.shape[1] for part in parts)
 
     def padded(tensor: Tensor) -> Tensor:
         missing = longest - tensor.shape[1]
         return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], dim=1)
 
     return Features(
-        torch.cat([padded(p.local) for p in parts]),
-        torch.cat([p.pooled for p in parts]),
-        torch.cat([padded(p.mask) for p in parts]),
+        torch.cat([padded(part.local) for part in parts]),
+        torch.cat([part.pooled for part in parts]),
+        torch.cat([padded(part.mask) for part in parts]),
     )

@@ -39,7 +39,7 @@ GAMMA3_LOCAL = GAMMA2 * GAMMA3
 TARGET_TRUE, TARGET_FALSE = 0.9, 0.1
 POOL = 100
 # Encoder -> image size, learning rate, common dimension.
-DEFAULTS = {"conv": (64, 1e-3, 128), "inception": (256, 2e-4, 256)}
+DEFAULTS = {"conv": (64, 1e-3, 128), "inception": (256, 2e-4, 256), "shufflenet": (64, 1e-3, 128)}
 
 
 class PairSample(NamedTuple):
@@ -384,7 +384,8 @@ def pretrain(
     Args:
         data: folder of captioned pictures with a train split, and a validation (else test) split to choose the epoch.
         out: the matcher's file. `out` + ".state" beside it holds what a resumed run needs, until the run is done.
-        encoder: "conv" (64 pixels, a CPU will do; used when left out) or "inception" (299 pixels).
+        encoder: "conv" (64 pixels, a CPU will do; used when left out), "shufflenet" (64 pixels, thrice as slow; for
+            a second matcher that judges) or "inception" (299 pixels).
         damsm: a published DAMSM text encoder, to start from it and from what `matchers.damsm_pair` finds with it.
         freeze_encoders: train nothing but a scorer for the DAMSM encoders.
         epochs: passes over the train split.
@@ -642,8 +643,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--freeze-encoders", action="store_true", help="with --damsm, train nothing but the scorer")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--embed-dim", type=int, help="common dimension (conv: 128, inception: 256)")
-    parser.add_argument("--image-size", type=int, help="pixels (conv: 64, inception: 256)")
+    parser.add_argument("--embed-dim", type=int, help="common dimension (inception: 256, others: 128)")
+    parser.add_argument("--image-size", type=int, help="pixels (inception: 256, others: 64)")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--image-weights", help='"imagenet" (torchvision\'s cached file) or a file, for inception')
     parser.add_argument("--half", action="store_true", help="store the weights as float16")

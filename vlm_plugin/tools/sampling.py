@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vlm_plugin.tools import pictures, training
+from vlm_plugin.tools.examination import PER_CAPTION
 from vlm_plugin.tools.matchers import load_matcher
-from vlm_plugin.tools.show import PER_CAPTION
 from vlm_plugin.tools.trainer import Trainer, scaled
 
 # Rows of the two sheets at most; every picture is also written by itself.

@@ -1,0 +1,259 @@
+"""`vlm-plugin evaluate` on tiny runs: the same numbers again, also from the written pictures, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from baselines.dfgan.trainer import DFGAN
+from vlm_plugin import VLM
+from vlm_plugin.tools import examination, gan
+from vlm_plugin.tools.cli import main
+from vlm_plugin.tools.drawing import Painter, as_written, from_bytes, to_bytes
+from vlm_plugin.tools.evaluate import evaluate, find_networks
+from vlm_plugin.tools.examination import choose_evaluator, with_known_words
+from vlm_plugin.tools.gallery import extremes, word_maps
+from vlm_plugin.tools.judge import Judge
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("evaluate")
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny(patch)
+        cfg = tiny.config(root / "tiny.yml", steps=2, evaluated=10)
+        words = [
+            "--vlm",
+            tiny.matcher(),
+            "--data",
+            tiny.birds(),
+            "--out",
+            root / "runs",
+            "--cfg",
+            cfg,
+            "--device",
+            "cpu",
+        ]
+        return gan.run("dfgan", tiny.ROOT / "baselines" / "dfgan", DFGAN, list(map(str, words)))
+
+
+def use_tiny(patch: pytest.MonkeyPatch) -> None:
+    judge = Judge.load(tiny.judge())
+    patch.setattr(Judge, "load", classmethod(lambda cls: judge))
+    patch.setattr(examination, "EVALUATOR", tiny.evaluator())
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiny(monkeypatch)
+
+
+@pytest.fixture
+def run(run_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run_folder, tmp_path / "00000-dfgan-vlm"))
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def numbers(folder: Path, row: int = -1) -> dict[str, float]:
+    return {name: number["value"] for name, number in result(folder)["rows"][row]["values"].items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_run_itself_was_evaluated_by_this_code(run: Path) -> None:
+    """The same captions, noise and generator: what the run wrote at its end comes out again, bit for bit."""
+    there = evaluate(run, count=10, batch=50, device="cpu", out=run.parent / "again")
+    assert numbers(there) == numbers(run)
+    assert numbers(there, 0) == numbers(run, 0)
+    first, again = result(run)["manifest"], result(there)["manifest"]
+    assert first == again
+    assert (first["split"], first["pictures"], first["ema"], first["truncation"]) == ("test", 10, True, None)
+
+
+def test_every_caption_of_the_split(run: Path) -> None:
+    there = evaluate(run, batch=64, device="cpu", out=run.parent / "all")
+    assert result(there)["manifest"]["pictures"] == 200
+    assert result(there)["rows"][-1]["name"] == run.name
+
+
+def test_another_batch_size_changes_rounding_alone(run: Path) -> None:
+    whole, parts = (
+        numbers(evaluate(run, count=40, batch=size, device="cpu", out=run.parent / str(size))) for size in (40, 7)
+    )
+    for name, value in whole.items():
+        if name.startswith("r_precision"):
+            assert abs(value - parts[name]) <= 1 / 40 + 1e-9
+        elif name.startswith("vlms") or name == "attribute_accuracy":
+            assert parts[name] == pytest.approx(value, rel=1e-5)
+
+
+def test_the_numbers_from_the_written_pictures(run: Path) -> None:
+    """An independent way: pictures and captions read one at a time, no shared code but the networks."""
+    there = evaluate(run, count=30, device="cpu", pictures=True, out=run.parent / "written")
+    with (there / "pictures" / "captions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 30
+    vlm, scores = VLM.load(tiny.evaluator()), []
+    for row in rows:
+        pixels = np.asarray(Image.open(there / "pictures" / row["file_name"]), dtype=np.float32)
+        picture = torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            logit = vlm.scorer(vlm.encode_image(picture), vlm.encode_text([row["caption"]]), "caption")
+        scores.append(float(logit.sigmoid()))
+    assert numbers(there)["vlms"] == pytest.approx(sum(scores) / 30, rel=1e-5)
+    assert main(["score", "--vlm", str(tiny.evaluator()), "--images", str(there / "pictures"), "--captions",
+                 str(there / "pictures" / "captions.csv"), "--out", str(there / "scores.csv")]) == 0  # fmt: skip
+    with (there / "scores.csv").open(encoding="utf-8", newline="") as file:
+        scored = [float(row["vlms"]) for row in csv.DictReader(file)]
+    assert sum(scored) / 30 == pytest.approx(numbers(there)["vlms"], rel=1e-3)  # the CSV has four digits
+
+
+def test_what_changes_the_pictures_changes_numbers_and_manifest(run: Path) -> None:
+    base = evaluate(run, count=10, device="cpu", out=run.parent / "base")
+    options = {"seed": {"seed": 3}, "truncation": {"truncation": 0.5}, "ema": {"averaged": False}}
+    for name, option in options.items():
+        other = evaluate(run, count=10, device="cpu", out=run.parent / name, **option)
+        assert result(other)["manifest"][name] != result(base)["manifest"][name]
+        assert numbers(other)["vlms"] != numbers(base)["vlms"], name
+
+
+def test_circular_where_the_evaluator_trained_the_generator(run: Path) -> None:
+    there = evaluate(run, count=10, device="cpu", evaluator=tiny.matcher(), out=run.parent / "own")
+    columns = result(there)["columns"]
+    assert {name for name, column in columns.items() if column["circular"]} == {"r_precision", "vlms"}
+    assert "r_precision_training" not in columns
+    assert "| R-precision* |" in (there / "evaluation.md").read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_earlier_results_are_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = (run / "evaluation.json").read_bytes()
+    for number in (1, 2):
+        assert main(["evaluate", str(run), "--count", "10", "--seed", str(number), "--device", "cpu"]) == 0
+        assert f"earlier results are kept as evaluation-{number}.json" in capsys.readouterr().out
+    assert (run / "evaluation-1.json").read_bytes() == first
+    assert {"evaluation-2.json", "evaluation-2.md", "report-1.html", "report.html"} <= {p.name for p in run.iterdir()}
+
+
+def test_a_checkpoint_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = tiny.ROOT / "baselines" / "dfgan" / "assets" / "birds.pt"
+    there = evaluate(start, tiny.birds(), count=4, device="cpu")
+    assert there == Path("runs/00000-dfgan-evaluation")
+    assert result(there)["manifest"]["ema"] is None
+    assert result(there)["manifest"]["trained_with"] is None
+    assert result(there)["rows"][-1]["name"] == "birds.pt"
+
+
+def test_a_command_of_its_own_process_finds_the_baselines(run: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "vlm_plugin", "evaluate", str(run), "--count", "0"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tiny.ROOT, check=False)
+    assert done.returncode == 2
+    assert "count: expected at least 1, got 0" in done.stderr
+
+
+def test_what_is_no_generator_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing there"):
+        evaluate(tmp_path / "nowhere")
+    (tmp_path / "x.pt").write_bytes(b"x")
+    with pytest.raises(
+        ValueError, match=r"x\.pt: expected a run's folder or a checkpoint of a baseline \(attngan: .*dfgan"
+    ):
+        find_networks(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="--evaluator: expected a matcher's file"):
+        choose_evaluator(None, None, None)
+    matcher = VLM.load(tiny.matcher())
+    with pytest.raises(ValueError, match="truncation: expected a positive number, got 0"):
+        Painter(lambda noise, text: noise, matcher, 4, truncation=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drawing and gallery
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def painter(**options: object) -> tuple[Painter, list[torch.Tensor]]:
+    seen: list[torch.Tensor] = []
+
+    def draw(noise: torch.Tensor, text: object) -> torch.Tensor:
+        seen.append(noise)
+        return noise[:, :3, None, None].expand(-1, -1, 2, 2) / 4
+
+    return Painter(draw, VLM.load(tiny.matcher()), 64, **options), seen
+
+
+def joined(batches: Iterator[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(list(batches))
+
+
+def test_a_picture_depends_on_seed_and_number_alone() -> None:
+    captions = ["a red bird"] * 9
+    whole = joined(painter()[0].all(captions, 9))
+    assert torch.equal(whole, joined(painter()[0].all(captions, 2)))
+    assert torch.equal(whole[[7, 2]], painter()[0].some(captions[:2], [7, 2]))
+    assert not torch.equal(whole, joined(painter(seed=1)[0].all(captions, 9)))
+    assert len(whole.flatten(1).unique(dim=0)) == 9
+
+
+def test_truncation_cuts_the_noise_off() -> None:
+    for truncation, least, most in ((None, 2.0, 9.0), (0.5, 0.45, 0.5)):
+        draws, seen = painter(truncation=truncation)
+        list(draws.all(["a red bird"] * 20))
+        assert least < float(seen[0].abs().max()) <= most
+
+
+def test_pictures_are_as_a_file_holds_them() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(to_bytes(from_bytes(levels)), levels)
+    values = torch.linspace(-1.2, 1.2, 301)
+    assert torch.equal(as_written(as_written(values)), as_written(values))
+    assert float((as_written(values) - values.clamp(-1, 1)).abs().max()) <= 1 / 255 + 1e-6
+
+
+def test_best_and_worst() -> None:
+    scores = torch.tensor([0.2, 0.9, 0.1, 0.9, 0.5])
+    assert extremes(scores, 2) == ([1, 3], [2, 0])
+    assert extremes(scores, 9) == ([1, 3, 4, 0, 2], [2, 0, 4, 3, 1])
+
+
+def test_word_maps_have_each_word_its_own_range() -> None:
+    vlm = VLM.load(tiny.matcher())
+    real, fake = torch.rand(2, 3, 32, 32) * 2 - 1
+    maps = word_maps(vlm, "a red bird", real, fake)
+    assert maps["words"] == vlm.words("a red bird")
+    for name in ("real_maps", "fake_maps"):
+        assert maps[name].shape == (3, 8, 8)
+        assert torch.equal(maps[name].amin((1, 2)), torch.zeros(3))
+        assert torch.allclose(maps[name].amax((1, 2)), torch.ones(3))
+    assert torch.equal(maps["fake"], to_bytes(fake))
+
+
+def test_captions_that_a_matcher_does_not_know_are_left_out() -> None:
+    from vlm_plugin import Vocabulary
+    from vlm_plugin.data import Record
+
+    first, second = Vocabulary.build(["red bird", "wing"]), Vocabulary.build(["red wing"])
+    records = [Record("a", Path("a"), ("bird", "red", "!"), None, None), Record("b", Path("b"), ("bird",), None, None)]
+    assert [r.captions for r in with_known_words(records, [first])] == [("bird", "red"), ("bird",)]
+    assert [(r.key, r.captions) for r in with_known_words(records, [first, second])] == [("a", ("red",))]

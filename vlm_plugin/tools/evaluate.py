@@ -1,0 +1,208 @@
+"""Evaluates a generator on every test caption, in one pass, with a manifest that lets anyone repeat the numbers."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vlm_plugin.data import find_truth, make_birds, open_split
+from vlm_plugin.features import Features
+from vlm_plugin.tools import training
+from vlm_plugin.tools.drawing import Painter
+from vlm_plugin.tools.evaluation import Inception, Named
+from vlm_plugin.tools.examination import Examination, choose_evaluator
+from vlm_plugin.tools.gan import BIRDS, BIRDS_FOLDER
+from vlm_plugin.tools.matchers import load_matcher
+from vlm_plugin.tools.pictures import to_image
+from vlm_plugin.tools.trainer import Saved, Trainer, scaled
+
+# Which class of which module trains what: nothing else is ever imported by name.
+_TRAINERS = {"attngan": "AttnGAN", "dfgan": "DFGAN"}
+
+
+def evaluate(
+    source: str | Path,
+    data: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    split: str = "test",
+    count: int | None = None,
+    batch: int = 50,
+    seed: int = 0,
+    truncation: float | None = None,
+    averaged: bool = True,
+    evaluator: str | Path | None = None,
+    inception: str | Path | None = None,
+    text_encoder: str | None = None,
+    pictures: bool = False,
+    device: str | None = None,
+) -> Path:
+    """Draw every caption of a split and compute every number in one pass.
+
+    Args:
+        source: a run's folder, a packaged start, or a published checkpoint.
+        data: folder of captioned pictures; the run's own (else the synthetic birds) when left out.
+        out: folder for the results; the run's own, or a new one in runs/ for a file, when left out. Results that lie
+            there already are kept under a numbered name.
+        split: which split's captions.
+        count: how many captions, see `items`; all when left out.
+        batch: pictures at a time; changes numbers by rounding alone.
+        seed: draws noise, wrong captions and folds.
+        truncation: cuts the noise off at plus and minus this.
+        averaged: use the averaged generator, where a run holds two.
+        evaluator: file of a matcher; see `choose_evaluator`.
+        inception: file of Inception's weights, for FID, KID and Inception Score.
+        text_encoder: the matcher or DAMSM text encoder that conditions the generator, where `source` does not say.
+        pictures: also write every picture, with captions.csv beside them.
+        device: the GPU when left out, where there is one.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError, ValueError: the message names the argument or file.
+    """
+    source = Path(source)
+    place = training.choose_device(device)
+    trainer, saved = find_networks(source, averaged)
+    if data is None and saved.data is None:
+        make_birds(BIRDS_FOLDER, **BIRDS, progress=True)
+    data = Path(data or saved.data or BIRDS_FOLDER)
+    truth = find_truth(data)
+    name = text_encoder or saved.matcher
+    if name is None:
+        raise ValueError(f"--text-encoder: {source} does not say which text encoder it was trained with; name its file")
+    conditioning = load_matcher(name, saved.data or data, place)
+    conditioning.max_words = saved.max_words or conditioning.max_words
+    saved.check(conditioning, str(source))
+    generator = trainer.load_generator(saved, str(source)).to(place).eval()
+    matcher = Named(Path(name).name, conditioning)
+    examiner = choose_evaluator(evaluator, truth, matcher)
+    examiner.vlm.to(place)
+    trained_with = saved.trained_with or (conditioning.fingerprint if trainer.learns_from_matcher else None)
+
+    def draw(noise: Tensor, text: Features) -> Tensor:
+        return generator.draw(noise, scaled(text) if saved.normalise_text else text)[0]
+
+    painter = Painter(draw, conditioning, generator.noise_dim, seed=seed, truncation=truncation)
+    records = open_split(data, split)
+    size = painter.some([records[0].captions[0]], [0]).shape[-1]
+    others = open_split(data, "train")[-min(count or len(records), len(records)) :]
+    examination = Examination(
+        data, records, others, size, examiner,
+        matcher=matcher, trained_with=trained_with, truth=truth, split=split, count=count, batch=batch, seed=seed,
+        inception=None if inception is None else Inception(inception).to(place),
+    )  # fmt: skip
+    folder = _folder(source, out, trainer)
+    examination.add_real()
+    label = source.absolute().name
+    drawn = painter.all(examination.captions, batch)
+    drawn = training.progress(drawn, total=-(-len(examination.captions) // batch), desc="drawing")
+    examination.table.add(label, _written(drawn, folder, examination.captions) if pictures else drawn)
+    manifest = examination.manifest(truncation=truncation, ema=averaged if source.is_dir() else None)
+    _keep(folder)
+    written = examination.write(folder, painter, manifest, {label: examination.draw_shown(painter)}, label)
+    print("\n" + examination.table.text_table() + "\n")
+    print(f"written to {folder}: {', '.join(written)}", flush=True)
+    return folder
+
+
+def find_networks(source: Path, averaged: bool = True) -> tuple[type[Trainer], Saved]:
+    """The baseline that a run's folder or a checkpoint belongs to, and its networks.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: no baseline here reads it; the message has each one's reason.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: expected a run's folder or a checkpoint, found nothing there")
+    reasons = []
+    for name in _TRAINERS:
+        trainer = _trainer(name)
+        try:
+            return trainer, trainer.read(source, discriminators=False, averaged=averaged)
+        except (ValueError, FileNotFoundError) as error:
+            reasons.append(f"{name}: {error}")
+    raise ValueError(f"{source}: expected a run's folder or a checkpoint of a baseline ({'; '.join(reasons)})")
+
+
+def _trainer(name: str) -> type[Trainer]:
+    """The trainers lie in the repository, not in the installed package."""
+    for folder in (Path.cwd(), Path(__file__).resolve().parents[2]):
+        if (folder / "baselines" / name / "trainer.py").is_file():
+            if str(folder) not in sys.path:
+                sys.path.insert(0, str(folder))
+            return getattr(importlib.import_module(f"baselines.{name}.trainer"), _TRAINERS[name])
+    raise FileNotFoundError(
+        f"baselines/{name}/trainer.py: expected in this folder: run it from the repository's folder"
+    )
+
+
+def _folder(source: Path, out: str | Path | None, trainer: type[Trainer]) -> Path:
+    if out is None and not source.is_dir():
+        return training.new_run_folder("runs", f"{trainer.name.lower()}-evaluation")
+    folder = Path(out or source)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _keep(folder: Path) -> None:
+    """Put earlier results aside under the next free number."""
+    names = ("evaluation.json", "evaluation.md", "report.pt", "report.html")
+    there = [folder / name for name in names if (folder / name).exists()]
+    if not there:
+        return
+    number = 1
+    while any(path.with_stem(f"{path.stem}-{number}").exists() for path in there):
+        number += 1
+    for path in there:
+        path.rename(path.with_stem(f"{path.stem}-{number}"))
+    print(f"{folder}: earlier results are kept as evaluation-{number}.json and so on", flush=True)
+
+
+def _written(batches: Iterable[Tensor], folder: Path, captions: Sequence[str]) -> Iterator[Tensor]:
+    """Pass pictures on, and write each, with a captions.csv that `vlm-plugin score` reads."""
+    (folder / "pictures").mkdir(exist_ok=True)
+    with (folder / "pictures" / "captions.csv").open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("file_name", "caption"))
+        number = 0
+        for batch in batches:
+            for picture in batch:
+                name = f"{number:06d}.png"
+                to_image(picture).save(folder / "pictures" / name)
+                rows.writerow((name, captions[number]))
+                number += 1
+            yield batch
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `vlm-plugin evaluate`."""
+    add = parser.add_argument
+    add("source", metavar="RUN_OR_CHECKPOINT", help="a run's folder, a packaged start or a published checkpoint")
+    add("--data", help="folder of captioned pictures (default: the run's own, else the synthetic birds)")
+    add("--out", help="folder for the results (default: the run's own)")
+    add("--split", default="test")
+    add("--count", type=int, help="captions evaluated (default: every caption of the split)")
+    add("--batch", type=int, default=50, help="pictures at a time")
+    add("--seed", type=int, default=0, help="draws noise, wrong captions and folds")
+    add("--truncation", type=float, help="cut the noise off at plus and minus this")
+    add("--no-ema", dest="averaged", action="store_false", help="use the weights as trained, not their average")
+    add("--evaluator", metavar="FILE", help="matcher that scores; one that trained the generator is marked circular")
+    add("--inception", metavar="FILE", help="Inception weights (torch-fidelity's), for FID, KID and Inception Score")
+    add("--text-encoder", metavar="FILE", help="what conditions the generator, where its file does not say")
+    add("--pictures", action="store_true", help="also write every picture, with captions.csv")
+    add("--device", help="cuda, cuda:1, cpu")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `vlm-plugin evaluate`."""
+    options: dict[str, Any] = {k: v for k, v in vars(arguments).items() if k not in ("command", "run")}
+    evaluate(options.pop("source"), options.pop("data"), **options)

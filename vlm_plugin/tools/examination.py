@@ -1,0 +1,201 @@
+"""One evaluation of a generator: what it draws, what is computed, and what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_plugin.data import BirdTruth, CaptionedImages, Record, find_layout
+from vlm_plugin.model import ASSETS, fingerprint
+from vlm_plugin.tools import gallery, training
+from vlm_plugin.tools.drawing import Painter
+from vlm_plugin.tools.evaluation import CANDIDATES, FOLDS, Inception, Named, Table, items, subject
+from vlm_plugin.tools.judge import Judge
+from vlm_plugin.tools.matchers import load_matcher
+from vlm_plugin.tools.report import write_report
+from vlm_plugin.vocabulary import Vocabulary
+
+# The synthetic birds' second matcher: another backbone, another seed, other pictures than the one that trains.
+EVALUATOR = ASSETS / "birds.evaluator.vlm.pt"
+SHOWN, PER_CAPTION, ATTENTION = 8, 4, 3
+RESIZE = "shorter side to 76/64 of the size, bilinear and antialiased (PIL), centre crop"
+
+
+class Examination:
+    """One evaluation: captions of a split, the table, and the pictures that a report shows.
+
+    Args:
+        data: the data folder.
+        records: the pictures of the split.
+        others: pictures of the train split, for the distance between real pictures and real ones.
+        image_size: side of the generated pictures.
+        evaluator: the matcher that scores.
+        matcher: the matcher of the training, or None.
+        trained_with: the fingerprint of the matcher that trained the generator, or None.
+        truth: attributes of synthetic birds: with them the packaged judge scores too.
+        split: name of the split.
+        count: captions evaluated; all when left out.
+        batch: pictures scored at a time; changes numbers by rounding alone.
+        seed: draws noise, wrong captions and folds.
+        inception: Inception with its weights, or None.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        records: Sequence[Record],
+        others: Sequence[Record],
+        image_size: int,
+        evaluator: Named,
+        *,
+        matcher: Named | None = None,
+        trained_with: str | None = None,
+        truth: BirdTruth | None = None,
+        split: str = "test",
+        count: int | None = None,
+        batch: int = 50,
+        seed: int = 0,
+        inception: Inception | None = None,
+    ) -> None:
+        for name, value in (("count", count), ("batch", batch)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        self.data, self.split, self.seed, self.batch = data, split, seed, batch
+        readers = [evaluator.vlm.vocabulary] + ([] if matcher is None else [matcher.vlm.vocabulary])
+        total = sum(len(record.captions) for record in records)
+        records = with_known_words(records, readers)
+        self.items = items([len(record.captions) for record in records], count)
+        if not self.items:
+            raise ValueError(f"{data}: expected captions with words that {evaluator.name} knows, found none in {split}")
+        self.images = CaptionedImages(records, image_size, train=False)
+        self._others = CaptionedImages(others, image_size, train=False)
+        self.subject = subject(records, self.items, truth)
+        judge = Judge.load().to(evaluator.vlm.device) if truth is not None else None
+        # Each picture once, however many of its captions are drawn.
+        self._once = list(dict.fromkeys(item.record for item in self.items))
+        self.table = Table(
+            self.subject, self._real(self._once), evaluator, matcher, trained_with, judge, inception, seed
+        )
+        if lost := total - sum(len(record.captions) for record in records):
+            note = f"{lost} of the split's {total} captions are left out: a matcher knows no word of them"
+            self.table.notes.append(note)
+        self._trained_with = trained_with
+        # Spread over the evaluated captions: neighbours are often of one class.
+        self.shown = list(range(0, len(self._once), max(len(self._once) // SHOWN, 1)))[:SHOWN]
+
+    @property
+    def captions(self) -> list[str]:
+        """The captions, in the order of their pictures."""
+        return self.subject.captions
+
+    def shown_captions(self) -> list[str]:
+        """The captions that grids and reports show."""
+        return [self.captions[number] for number in self.shown]
+
+    def real(self, numbers: Sequence[int]) -> Tensor:
+        """`(B, 3, S, S)` real pictures of these captions."""
+        return torch.stack([self.images[self.items[number].record].image for number in numbers])
+
+    def draw_shown(self, painter: Painter) -> Tensor:
+        """`(K, n, 3, S, S)`: n pictures of each shown caption, at the same noise for every generator."""
+        rows = [
+            painter.some([caption] * PER_CAPTION, range(-PER_CAPTION * (row + 1), -PER_CAPTION * row))
+            for row, caption in enumerate(self.shown_captions())
+        ]
+        return torch.stack(rows)
+
+    def add_real(self) -> None:
+        """Score the real pictures; their distance is that of the other real pictures."""
+        own = self._real([item.record for item in self.items])
+        self.table.add("real", own, distance_of=self._batches(self._others, range(len(self._others))))
+
+    def _real(self, records: Sequence[int]) -> Iterator[Tensor]:
+        return self._batches(self.images, records)
+
+    def _batches(self, images: CaptionedImages, numbers: Sequence[int]) -> Iterator[Tensor]:
+        for start in range(0, len(numbers), self.batch):
+            yield torch.stack([images[number].image for number in numbers[start : start + self.batch]])
+
+    def manifest(self, **more: object) -> dict[str, Any]:
+        """Everything that the numbers depend on."""
+        evaluator, judge, inception = self.table.evaluator, self.table.judge, self.table.inception
+        return {
+            "data": self.data.name, "layout": find_layout(self.data).looks_like, "split": self.split,
+            "data_digest": self.subject.digest, "pictures": len(self.captions), "image_size": self.images.image_size,
+            "resize": RESIZE, "seed": self.seed, "candidates": CANDIDATES, "folds": FOLDS,
+            "evaluator": {"name": evaluator.name, "fingerprint": evaluator.vlm.fingerprint},
+            "trained_with": self._trained_with,
+            "judge": None if judge is None else fingerprint(judge),
+            "inception": None if inception is None else inception.checksum,
+            **more, "device": str(evaluator.vlm.device), "versions": training.versions(),
+        }  # fmt: skip
+
+    def write(
+        self, folder: Path, painter: Painter, manifest: dict[str, Any], shown: dict[str, Tensor], last: str
+    ) -> list[str]:
+        """Write evaluation.json, evaluation.md, report.pt and report.html.
+
+        Args:
+            folder: where to.
+            painter: draws the pictures of the row `last` again, for the best and the worst of them.
+            manifest: of `manifest`.
+            shown: row -> pictures of `draw_shown`.
+            last: the row that best, worst and attention are about.
+
+        Returns:
+            Names of the files.
+        """
+        (folder / "evaluation.md").write_text(self.table.text_table() + "\n", encoding="utf-8")
+        training.write_json(self.table.content(manifest), folder / "evaluation.json")
+        best = worst = None
+        if last in self.table.scores:
+            scores = self.table.scores[last]
+            best, worst = (self._row(painter, numbers, scores) for numbers in gallery.extremes(scores))
+        vlm, attention = self.table.evaluator.vlm, []
+        if hasattr(vlm.image_encoder, "grid"):
+            for number in self.shown[:ATTENTION]:
+                fake = painter.some([self.captions[number]], [number])[0]
+                attention.append(gallery.word_maps(vlm, self.captions[number], self.real([number])[0], fake))
+        real = {"real": self.real(self.shown)[:, None]}
+        gallery.save_gallery(folder / "report.pt", self.shown_captions(), real | shown, best, worst, attention)
+        write_report([folder], folder / "report.html")
+        return ["evaluation.md", "evaluation.json", "report.html"]
+
+    def _row(self, painter: Painter, numbers: Sequence[int], scores: Tensor) -> dict[str, Any]:
+        captions = [self.captions[number] for number in numbers]
+        return gallery.scored(captions, painter.some(captions, numbers), scores[numbers])
+
+
+def with_known_words(records: Sequence[Record], vocabularies: Sequence[Vocabulary]) -> list[Record]:
+    """The records with those of their captions that have a word of every vocabulary; those without any are left out."""
+    kept = []
+    for record in records:
+        captions = tuple(
+            caption
+            for caption in record.captions
+            if all(any(word in known for word in known.tokenize(caption)) for known in vocabularies)
+        )
+        if captions:
+            kept.append(record._replace(captions=captions))
+    return kept
+
+
+def choose_evaluator(name: str | Path | None, truth: BirdTruth | None, matcher: Named | None) -> Named:
+    """The matcher that scores: the named one, else for synthetic birds the packaged one that trains no generator, else
+    the training's own.
+
+    Raises:
+        ValueError: there is none.
+        FileNotFoundError: no file of that name.
+    """
+    if name is None and truth is not None:
+        name = EVALUATOR
+    if name is not None:
+        return Named(Path(name).name, load_matcher(str(name)))
+    if matcher is None:
+        raise ValueError("--evaluator: expected a matcher's file: nothing says which one belongs to this generator")
+    return matcher
