@@ -525,7 +525,7 @@ def test_pictures_that_are_no_birds(tmp_path: Path, classes: bool, capsys: pytes
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder": "resnet"}, r"encoder: expected one of \['conv', 'inception'\], got 'resnet'"),
+        ({"encoder": "resnet"}, r"encoder: expected one of \['conv', 'inception', 'shufflenet'\], got 'resnet'"),
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
         ({"batch": 1}, "batch: expected at least 2, got 1"),
         ({"image_weights": "imagenet"}, "image_weights: only the inception encoder takes any, got 'imagenet' for conv"),
