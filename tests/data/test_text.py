@@ -66,33 +66,31 @@ def test_captions_are_stripped_and_otherwise_exact(tmp_path: Path) -> None:
         ("..a/b..", "..a/b.."),
         ("a b/C: d", "a b/C: d"),
         ("12:30.jpg", "12:30.jpg"),
-        (b"caf\xc3\xa9", "caf\xe9"),
-        (b"caf\xe9", "caf\xe9"),
-        ("caf\xc3\xa9", "caf\xe9"),
+        ("caf\xc3\xa9", "caf\xc3\xa9"),  # a real name that looks like broken UTF-8
         ("\u9e1f", "\u9e1f"),
     ],
 )
-def test_names_inside_the_folder(name: str | bytes, expected: str) -> None:
+def test_names_inside_the_folder(name: str, expected: str) -> None:
     assert checked_name("index", name, stop) == expected
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *("..", "../x", "a/../x", "a\\..\\..\\x", b"../x"),
+        *("..", "../x", "a/../x", "a\\..\\..\\x"),
         *("/x", "\\x", "//host/x", "C:\\x", "c:x", "./C:/x"),
         *("a//b", "a/", "", ".", "./."),
         *("a\0b", "\ud800"),
     ],
 )
-def test_names_that_leave_the_folder(name: str | bytes) -> None:
+def test_names_that_leave_the_folder(name: str) -> None:
     found: list[Problem] = []
     assert checked_name("index, line 3", name, found.append) is None
     what = f"expected names of files inside the data folder, got {name!r}"
     assert found == [Problem("index, line 3", what, missing=False, fatal=True)]
 
 
-@pytest.mark.parametrize("name", [None, 7, ["a"], {"a": 1}])
+@pytest.mark.parametrize("name", [None, 7, b"a", ["a"], {"a": 1}])
 def test_names_that_are_no_text(name: object) -> None:
     with pytest.raises(ValueError, match=r"^index: expected names that are strings, got .* of type "):
         checked_name("index", name, stop)

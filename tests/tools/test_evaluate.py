@@ -156,6 +156,21 @@ def test_earlier_results_are_kept(run: Path, capsys: pytest.CaptureFixture[str])
     assert {"evaluation-2.json", "evaluation-2.md", "report-1.html", "report.html"} <= {p.name for p in run.iterdir()}
 
 
+def test_results_elsewhere_show_the_run_as_well(run: Path, tmp_path: Path) -> None:
+    folder = evaluate(run, count=4, out=tmp_path / "elsewhere", device="cpu")
+    assert folder == tmp_path / "elsewhere"
+    for name in ("log.jsonl", "options.json"):
+        assert (folder / name).read_bytes() == (run / name).read_bytes()
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Settings of training" in page
+    assert "No curves" not in page
+    other = shutil.copytree(run, tmp_path / "00001-dfgan-vlm")
+    before = (other / "options.json").stat().st_mtime_ns
+    with pytest.raises(ValueError, match=r"--out .*00001-dfgan-vlm: expected a folder for .* got that of another run"):
+        evaluate(run, count=4, out=other, device="cpu")
+    assert (other / "options.json").stat().st_mtime_ns == before
+
+
 def test_a_checkpoint_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     start = tiny.ROOT / "baselines" / "dfgan" / "assets" / "birds.pt"

@@ -15,6 +15,7 @@ is accepted.
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import os
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ def read_originals(root: str | Path, split: str, complain: Complain = stop) -> I
     boxes = _read_boxes(root / "CUB_200_2011", complain)
     first: dict[str, int] = {}
     for position, name in enumerate(names):
-        key = checked_name(str(names_path), name, complain)
+        key = checked_name(str(names_path), _python_2_text(name), complain)
         if key is None:
             continue
         if key in first:
@@ -195,6 +196,15 @@ def _read_list(path: Path, expected: str, complain: Complain) -> list[object] | 
         complain(Problem(str(path), f"expected {expected}, got {type(content).__name__}"))
         return None
     return list(content)
+
+
+def _python_2_text(name: object) -> object:
+    """A name put together again: Python 2 stored bytes, which arrive as such or as one character each."""
+    text = name.decode("latin-1") if isinstance(name, bytes) else name
+    if isinstance(text, str) and not text.isascii():
+        with contextlib.suppress(UnicodeError):  # not UTF-8: Latin-1, or text after all
+            text = text.encode("latin-1").decode("utf-8")
+    return text
 
 
 def _read_class_ids(path: Path, count: int, complain: Complain) -> list[int] | list[None]:

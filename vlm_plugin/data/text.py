@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from pathlib import Path
@@ -54,23 +53,18 @@ def checked_name(where: str, name: object, complain: Complain) -> str | None:
 
     Args:
         where: the index, for the message.
-        name: what stands there. Bytes, and text that Python 2 stored as bytes, are read as UTF-8 where they are that.
+        name: what stands there.
         complain: called (fatal) with anything but a relative path that stays inside the folder on every system.
 
     Returns:
         The path, its parts separated by "/" on every system, None after a problem.
     """
-    text = name.decode("latin-1") if isinstance(name, bytes) else name
-    if not isinstance(text, str):
+    if not isinstance(name, str):
         complain(Problem(where, f"expected names that are strings, got {name!r:.200} of type {type(name).__name__}"))
         return None
-    if not text.isascii():
-        # Python 2 stored bytes, which arrive as one character each: put UTF-8 names together again.
-        with contextlib.suppress(UnicodeError):
-            text = text.encode("latin-1").decode("utf-8")
-    parts = [part for part in text.replace("\\", "/").split("/") if part != "."]
-    leaves = not parts or ".." in parts or "" in parts or "\0" in text or _DRIVE.match(parts[0])
-    if leaves or not _is_file_name(text):
+    parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
+    leaves = not parts or ".." in parts or "" in parts or "\0" in name or _DRIVE.match(parts[0])
+    if leaves or not _is_file_name(name):
         complain(Problem(where, f"expected names of files inside the data folder, got {name!r:.200}"))
         return None
     return "/".join(parts)

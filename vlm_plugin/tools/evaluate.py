@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from vlm_plugin.tools.gan import BIRDS, BIRDS_FOLDER
 from vlm_plugin.tools.matchers import load_matcher
 from vlm_plugin.tools.pictures import to_image
 from vlm_plugin.tools.trainer import Saved, Trainer, scaled
+
+# What the report shows of a run besides its numbers.
+_OF_TRAINING = ("log.jsonl", "options.json")
 
 # Which class of which module trains what: nothing else is ever imported by name.
 _TRAINERS = {"attngan": "AttnGAN", "dfgan": "DFGAN"}
@@ -50,7 +54,8 @@ def evaluate(
         source: a run's folder, a packaged start, or a published checkpoint.
         data: folder of captioned pictures; the run's own (else the synthetic birds) when left out.
         out: folder for the results; the run's own, or a new one in runs/ for a file, when left out. Results that lie
-            there already are kept under a numbered name.
+            there already are kept under a numbered name. Another folder also gets the run's log and settings, for the
+            report.
         split: which split's captions.
         count: how many captions, see `items`; all when left out.
         batch: pictures at a time; changes numbers by rounding alone.
@@ -108,6 +113,10 @@ def evaluate(
     examination.table.add(label, _written(drawn, folder, examination.captions) if pictures else drawn)
     manifest = examination.manifest(truncation=truncation, ema=averaged if source.is_dir() else None)
     _keep(folder)
+    if source.is_dir() and not folder.samefile(source):
+        for name in _OF_TRAINING:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
     written = examination.write(folder, painter, manifest, {label: examination.draw_shown(painter)}, label)
     print("\n" + examination.table.text_table() + "\n")
     print(f"written to {folder}: {', '.join(written)}", flush=True)
@@ -149,6 +158,8 @@ def _folder(source: Path, out: str | Path | None, trainer: type[Trainer]) -> Pat
     if out is None and not source.is_dir():
         return training.new_run_folder("runs", f"{trainer.name.lower()}-evaluation")
     folder = Path(out or source)
+    if (folder / "checkpoint.pt").exists() and not (source.is_dir() and folder.samefile(source)):
+        raise ValueError(f"--out {folder}: expected a folder for the results of {source}, got that of another run")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
