@@ -1,12 +1,13 @@
 """Does the loss do what it says? Trains generators that differ in the loss alone, several seeds each.
 
 python benchmarks/quality.py run --jobs 2         trains what has no result yet; can be killed and started again
-python benchmarks/quality.py table                the tables of docs/results.md
+python benchmarks/quality.py table                every table; `page FILE` fills them into docs/results.md, README.md
 python benchmarks/quality.py pictures FILE        captions as the arms of seed 0 draw them, at the same noise
 
-Every run is `baselines/<name>/main.py` in a process of its own, with the shipped settings but for the terms of the dual
-loss. Its numbers are those of its own evaluation.json, on 1,000 captions of the test split. One JSON per run is kept in
-benchmarks/results/quality/.
+Every run is `baselines/<name>/main.py` in a process of its own (`alternatives.py` for the losses that are not ours),
+with the shipped settings but for the terms of the loss and their weights. Its numbers are those of an evaluation.json,
+on the captions of the protocol's split: recipes are chosen with `--protocol tuning`, which sees the validation split
+alone. One JSON per run is kept in benchmarks/results/quality/.
 """
 
 from __future__ import annotations
@@ -20,24 +21,25 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import yaml
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vlm_plugin import TERMS, Features
+from benchmarks import emoji
+from benchmarks.quality_plan import ARMS, PROTOCOLS, Run
+from benchmarks.quality_tables import BASELINES, fill, table
+from vlm_plugin import VLM, Features
 from vlm_plugin.data import make_birds, open_split
 from vlm_plugin.tools import training
 from vlm_plugin.tools.drawing import Painter, from_bytes
 from vlm_plugin.tools.evaluate import find_networks
-from vlm_plugin.tools.gan import BIRDS
 from vlm_plugin.tools.judge import Judge
 from vlm_plugin.tools.matchers import load_matcher
 from vlm_plugin.tools.pictures import sample_sheet
@@ -49,73 +51,21 @@ RESULTS = ROOT / "benchmarks" / "results" / "quality"
 CAPTIONS, PICTURES = 40, 8
 
 
-class Protocol(NamedTuple):
-    """What all arms of a comparison share."""
+class Materials(NamedTuple):
+    """What all runs of a protocol read."""
 
-    what: str
-    from_start: bool
-    """Begins from the packaged generator, which has converged without the loss."""
-    birds: dict[str, int]
-    legs: tuple[int, ...]
-    """Steps at which every arm is evaluated."""
-    longer: int
-    """Steps of one more evaluation of the plain arm, which have taken it at least the time of the dual loss' last."""
+    data: Path
+    matcher: Path | None = None
+    """The matcher that trains; None for the packaged one."""
+    evaluator: Path | None = None
+    """The matcher that scores; None for the packaged one."""
 
 
-PROTOCOLS = {
-    "continued": Protocol(
-        "from the packaged start, where plain training has converged; the main job's birds",
-        from_start=True, birds=BIRDS, legs=(400, 800), longer=1400,
-    ),
-    "scratch": Protocol(
-        "from random weights; 4,000 birds", from_start=False,
-        birds={"train": 4000, "validation": 500, "test": 1000, "size": 64, "seed": 300}, legs=(500, 1500, 4500),
-        longer=7500,
-    ),
-}  # fmt: skip
-# Arm -> terms of the dual loss; without any the loss is not there at all (AttnGAN then has its DAMSM).
-ARMS: dict[str, tuple[str, ...]] = {
-    "plain": (),
-    "both": TERMS,
-    "vlm": tuple(term for term in TERMS if term.startswith("vlm_")),
-    "vvm": tuple(term for term in TERMS if term.startswith("vvm_")),
-    "vlm_global alone": ("vlm_global",),
-    **{f"both minus {term}": tuple(other for other in TERMS if other != term) for term in TERMS},
+# The emoji's matchers, as the birds' were made: the one that scores has another backbone and seed. Name -> arguments.
+MATCHERS = {
+    "matcher.vlm.pt": ["--encoder", "conv", "--epochs", 6, "--seed", 0],
+    "evaluator.vlm.pt": ["--encoder", "shufflenet", "--epochs", 5, "--seed", 7],
 }
-MEASURES = {
-    "attribute_accuracy": ("attribute accuracy", 3),
-    "r_precision": ("R-precision", 3),
-    "vlms": ("VLMS", 3),
-    "r_precision_training": ("R-precision, own matcher*", 3),
-    "vlms_training": ("VLMS, own matcher*", 3),
-    "frechet_distance": ("Frechet distance", 0),
-    "diversity": ("diversity", 2),
-}
-
-
-class Run(NamedTuple):
-    """One training run."""
-
-    protocol: str
-    baseline: str
-    arm: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Name of its files."""
-        return f"{self.protocol}-{self.baseline}-{self.arm.replace(' ', '-')}-{self.seed}"
-
-    @property
-    def legs(self) -> tuple[int, ...]:
-        """Steps at which it is evaluated."""
-        protocol = PROTOCOLS[self.protocol]
-        return (*protocol.legs, protocol.longer) if self.arm == "plain" else protocol.legs
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Running
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def run_all(runs: Sequence[Run], results: Path, work: Path, jobs: int, settings: dict[str, Any] | None = None) -> None:
@@ -129,23 +79,29 @@ def run_all(runs: Sequence[Run], results: Path, work: Path, jobs: int, settings:
         settings: changes to the baseline's shipped settings.
     """
     results.mkdir(parents=True, exist_ok=True)
-    for protocol in dict.fromkeys(run.protocol for run in runs):
-        make_birds(work / protocol, **PROTOCOLS[protocol].birds, progress=True)
     gpus = torch.cuda.device_count()
     places: queue.Queue[dict[str, str]] = queue.Queue()
-    threads = str(max((os.cpu_count() or 1) // jobs, 1))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // jobs, 1))
     for job in range(jobs):
         places.put({"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": str(job % gpus)} if gpus else {}))
     todo = [(run, leg) for run in runs for leg in run.legs if leg not in _done(results, run)]
     bar = training.progress(range(len(todo)), desc="legs")
     children: set[subprocess.Popen] = set()
+    materials: dict[str, Materials] = {}
+
+    def matcher(path: Path, data: Path, options: Sequence[object]) -> None:
+        if not path.is_file() or path.with_name(path.name + ".state").is_file():
+            place = places.get()
+            words = ["-m", "vlm_plugin", "pretrain", "--data", data, "--out", path, *options]
+            _process(words, path.with_suffix(".txt"), place, work, children)
+            places.put(place)
 
     def one(run: Run) -> None:
         place = places.get()
         try:
             for leg in run.legs:
                 if leg not in _done(results, run):
-                    _leg(run, leg, results, work, place, children, settings or {})
+                    _leg(run, leg, results, work, materials[run.protocol], place, children, settings or {})
                     bar.update()
         finally:
             places.put(place)
@@ -153,7 +109,17 @@ def run_all(runs: Sequence[Run], results: Path, work: Path, jobs: int, settings:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     pool = ThreadPoolExecutor(jobs)
     try:
-        for future in [pool.submit(one, run) for run in runs]:
+        for protocol in dict.fromkeys(run.protocol for run, _ in todo):
+            folder = work / protocol
+            if birds := PROTOCOLS[protocol].birds:
+                materials[protocol] = Materials(make_birds(folder, **birds, progress=True))
+            else:
+                emoji.main([str(folder)])
+                files = {folder.with_name(f"{protocol}.{name}"): options for name, options in MATCHERS.items()}
+                for future in [pool.submit(matcher, path, folder, options) for path, options in files.items()]:
+                    future.result()
+                materials[protocol] = Materials(folder, *files)
+        for future in [pool.submit(one, run) for run in dict.fromkeys(run for run, _ in todo)]:
             future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -168,32 +134,62 @@ def _done(results: Path, run: Run) -> dict[int, dict[str, Any]]:
 
 
 def _leg(
-    run: Run, steps: int, results: Path, work: Path, place: dict[str, str], children: set, changes: dict[str, Any]
+    run: Run,
+    steps: int,
+    results: Path,
+    work: Path,
+    materials: Materials,
+    place: dict[str, str],
+    children: set[subprocess.Popen],
+    changes: dict[str, Any],
 ) -> None:
     """Train one run up to `steps` and keep its numbers."""
-    home = work / run.name
+    home, protocol, arm = work / run.name, PROTOCOLS[run.protocol], ARMS[run.arm]
     home.mkdir(parents=True, exist_ok=True)
     baseline = ROOT / "baselines" / run.baseline
     settings = yaml.safe_load((baseline / "cfg" / "synthetic.yml").read_text(encoding="utf-8"))
     settings |= {"sample_every": 10**9, "workers": None if torch.cuda.is_available() else 0, **changes}
-    settings["vlm"] = {**settings["vlm"], "terms": list(ARMS[run.arm]) or None}
+    settings["vlm"] |= {
+        "terms": list(arm.terms) or None,
+        "lambda_vvm": arm.lambda_vvm * run.factor,
+        "lambda_vlm": arm.lambda_vlm * run.factor,
+    }
+    # A run scores itself on the test split, by the packaged evaluator or its own matcher: does that suit the protocol?
+    scores_itself = protocol.split == "test" and materials.evaluator is None
+    captions = settings["evaluated"]
+    if not scores_itself:
+        settings["evaluated"] = 2
     (home / "settings.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     begun = next((path.parent for path in home.glob("*/checkpoint.pt")), None)
-    start = ["--generator", baseline / "assets" / "birds.pt"] if PROTOCOLS[run.protocol].from_start else []
-    new = ["--cfg", home / "settings.yml", "--data", work / run.protocol, "--out", home, "--seed", run.seed]
-    new += [*(start or ["--from-scratch"]), *(["--vlm"] if ARMS[run.arm] else [])]
-    words = [sys.executable, baseline / "main.py", "--steps", steps, *(["--resume", begun] if begun else new)]
-    with (home / "output.txt").open("a") as output:
-        child = subprocess.Popen(list(map(str, words)), stdout=output, stderr=output, env=os.environ | place, cwd=work)
-        children.add(child)
-        status = child.wait()
-        children.discard(child)
-    if status:
-        raise RuntimeError(f"{run.name} ended with status {status}: see {home / 'output.txt'}")
-    (folder,) = (path.parent for path in home.glob("*/evaluation.json"))
-    evaluation = json.loads((folder / "evaluation.json").read_text())
+    start = ["--generator", baseline / "assets" / "birds.pt"] if protocol.from_start else ["--from-scratch"]
+    matcher = [] if materials.matcher is None else [materials.matcher]
+    match = ["--vlm", *matcher] if not arm.is_plain else ["--text-encoder", *matcher] if matcher else []
+    new = ["--cfg", home / "settings.yml", "--data", materials.data, "--out", home, "--seed", run.seed, *start, *match]
+    script = [ROOT / "benchmarks" / "alternatives.py", arm.alternative] if arm.alternative else [baseline / "main.py"]
+    output = home / "output.txt"
+    _process([*script, "--steps", steps, *(["--resume", begun] if begun else new)], output, place, work, children)
+    (folder,) = (path.parent for path in home.glob("*/checkpoint.pt"))
+    scored = folder
+    if not scores_itself:
+        scored = home / f"scores-{steps}"
+        words = [
+            "-m",
+            "vlm_plugin",
+            "evaluate",
+            folder,
+            "--split",
+            protocol.split,
+            "--count",
+            captions,
+            "--out",
+            scored,
+        ]
+        words += [] if materials.evaluator is None else ["--evaluator", materials.evaluator]
+        _process(words, output, place, work, children)
+    evaluation = json.loads((scored / "evaluation.json").read_text())
     rows = {row["name"]: {k: number["value"] for k, number in row["values"].items()} for row in evaluation["rows"]}
-    leg: dict[str, Any] = {"steps": steps, **rows["after"], "diversity": diversity(folder)}
+    own = rows.pop("after" if scores_itself else folder.name)
+    leg: dict[str, Any] = {"steps": steps, **own, "diversity": diversity(folder, materials.evaluator)}
     path = results / f"{run.name}.json"
     earlier = json.loads(path.read_text()) if path.is_file() else {"legs": []}
     if begun is None:
@@ -201,17 +197,37 @@ def _leg(
         seconds = (folder / "checkpoint.pt").stat().st_mtime - (folder / "before.pt").stat().st_mtime
         earlier["seconds_per_step"] = seconds / steps
     fixed = {name: evaluation["manifest"][name] for name in ("data_digest", "evaluator", "judge", "pictures", "device")}
-    content = run._asdict() | {"threads": place["OMP_NUM_THREADS"], "manifest": fixed, "real": rows["real"]}
-    content |= {"before": rows["before"], "versions": evaluation["manifest"]["versions"], **earlier}
+    content = run._asdict() | {"threads": place["OMP_NUM_THREADS"], "manifest": fixed, **rows}
+    content |= {"versions": evaluation["manifest"]["versions"], **earlier}
     training.write_json(content | {"legs": [*earlier["legs"], leg]}, path)
 
 
+def _process(
+    words: Sequence[object], output: Path, place: dict[str, str], folder: Path, children: set[subprocess.Popen]
+) -> None:
+    """Run Python with these arguments to its end, and keep what it prints."""
+    with output.open("a") as file:
+        child = subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            stdout=file,
+            stderr=file,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | place,
+        )
+        children.add(child)
+        status = child.wait()
+        children.discard(child)
+    if status:
+        raise RuntimeError(f"{output.parent.name} ended with status {status}: see {output}")
+
+
 @torch.no_grad()
-def diversity(folder: Path) -> float:
-    """How different a generator's pictures of one caption are: the mean distance of two, in the judge's features.
+def diversity(folder: Path, evaluator: Path | None) -> float:
+    """How different a generator's pictures of one caption are: the mean distance of two.
 
     Args:
         folder: a run's folder.
+        evaluator: the matcher in whose pooled vectors distances are taken; in the birds' judge's features when None.
 
     Returns:
         The mean over captions of `spread_of`, from 0 up.
@@ -223,13 +239,18 @@ def diversity(folder: Path) -> float:
     def draw(noise: Tensor, text: Features) -> Tensor:
         return generator.draw(noise, scaled(text) if saved.normalise_text else text)[0]
 
-    painter, judge = Painter(draw, matcher, generator.noise_dim), Judge.load()
+    painter = Painter(draw, matcher, generator.noise_dim)
+    features = Judge.load().features if evaluator is None else _pooled(load_matcher(str(evaluator)))
     captions = [record.captions[0] for record in open_split(saved.data, "test")[:CAPTIONS]]
     spreads = []
     for row, caption in enumerate(captions):
         numbers = range(row * PICTURES, (row + 1) * PICTURES)
-        spreads.append(spread_of(judge.features(painter.some([caption] * PICTURES, numbers))))
+        spreads.append(spread_of(features(painter.some([caption] * PICTURES, numbers))))
     return statistics.fmean(spreads)
+
+
+def _pooled(vlm: VLM) -> Callable[[Tensor], Tensor]:
+    return lambda pictures: vlm.encode_image(pictures).pooled
 
 
 def spread_of(features: Tensor) -> float:
@@ -237,128 +258,50 @@ def spread_of(features: Tensor) -> float:
     return float(torch.pdist(features).mean())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Tables
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def paired_t_test(differences: Sequence[float]) -> float:
-    """Two-sided p of a paired t-test, NaN for fewer than two differences.
-
-    Source: with x = atan(t / sqrt(v)) the density of Student's t with v degrees of freedom is proportional to
-    cos(x)^(v - 1), which is summed up numerically here.
-    """
-    if len(differences) < 2:
-        return float("nan")
-    mean, deviation = statistics.fmean(differences), statistics.stdev(differences)
-    if deviation == 0:
-        return 0.0 if mean else 1.0
-    freedom = len(differences) - 1
-    angle = np.arctan(abs(mean) / (deviation / np.sqrt(len(differences))) / np.sqrt(freedom))
-    tail, half = (_area(low, freedom) for low in (angle, 0.0))
-    return float(tail / half)
-
-
-def _area(low: float, freedom: int) -> float:
-    """Of cos(x)^(freedom - 1), from `low` to pi / 2, by the midpoint rule."""
-    width = (np.pi / 2 - low) / 20_000
-    x = low + width * (np.arange(20_000) + 0.5)
-    return float((np.cos(x) ** (freedom - 1)).sum() * width)
-
-
-def table(results: Path) -> str:
-    """Every comparison as Markdown: mean and standard deviation over seeds, and differences to plain paired by seed."""
-    runs = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    parts = []
-    for protocol, baseline in itertools.product(PROTOCOLS, ("dfgan", "attngan")):
-        own = [run for run in runs if (run["protocol"], run["baseline"]) == (protocol, baseline)]
-        if own:
-            parts.append(_comparison(protocol, baseline, own))
-    return "\n\n".join(parts)
-
-
-def _comparison(protocol: str, baseline: str, runs: Sequence[dict[str, Any]]) -> str:
-    by_arm: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in ARMS}
-    for run in runs:
-        by_arm[run["arm"]][run["seed"]] = run
-    head = ["arm", "steps", "seeds", *(title for title, _ in MEASURES.values()), "accuracy over plain", "p", "s a step"]
-    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
-    first = runs[0]
-    for name in ("real", "before"):
-        values = [_number([first[name][key]] if key in first[name] else [], key) for key in MEASURES]
-        lines.append(_line([name, "", "", *values, "", "", ""]))
-    plain_at = {seed: {leg["steps"]: leg for leg in run["legs"]} for seed, run in by_arm["plain"].items()}
-    steps = sorted({leg["steps"] for run in runs for leg in run["legs"]})
-    for step, (arm, seeds) in itertools.product(steps, by_arm.items()):
-        legs = {seed: leg for seed, run in seeds.items() for leg in run["legs"] if leg["steps"] == step}
-        if not legs:
-            continue
-        values = [_number([leg[key] for leg in legs.values() if key in leg], key) for key in MEASURES]
-        over = [
-            leg["attribute_accuracy"] - plain_at[seed][step]["attribute_accuracy"]
-            for seed, leg in legs.items()
-            if arm != "plain" and step in plain_at.get(seed, {})
-        ]
-        p = paired_t_test(over)
-        cost = [seeds[seed]["seconds_per_step"] for seed in legs if "seconds_per_step" in seeds[seed]]
-        lines.append(
-            _line([
-                arm, str(step), str(len(legs)), *values, _number(over, "attribute_accuracy", sign="+"),
-                "" if np.isnan(p) else f"{p:.3f}", f"{statistics.fmean(cost):.2f}" if cost else "",
-            ])
-        )  # fmt: skip
-    missing = [arm for arm in ARMS if not by_arm[arm]]
-    title = f"{baseline}, {PROTOCOLS[protocol].what}:"
-    return "\n".join([title, "", *lines, *(["", f"Not run: {', '.join(missing)}."] if missing else [])])
-
-
-def _number(values: Sequence[float], key: str, sign: str = "") -> str:
-    if not values:
-        return ""
-    digits = MEASURES[key][1]
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):{sign}.{digits}f}{spread}"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def pictures(path: Path, work: Path, protocol: str, baseline: str, arms: Sequence[str]) -> None:
     """Write the shown captions as each arm of seed 0 draws them."""
     columns: dict[str, list[Tensor]] = {}
+    captions: list[str] = []
     for arm in arms:
         home = work / Run(protocol, baseline, arm, 0).name
-        content = torch.load(next(home.glob("*/report.pt")), weights_only=True)
-        for name, column in (("real", "real"), ("before", "before"), ("after", arm)):
-            columns.setdefault(column, [from_bytes(rows[:3]) for rows in content["pictures"][name]])
-    order = ["real", "before", *arms]
-    sample_sheet(path, content["captions"], {name: columns[name] for name in order})
+        newest = max(home.glob("*/report.pt"), key=lambda file: file.stat().st_mtime)
+        content = torch.load(newest, weights_only=True)
+        captions = content["captions"]
+        own = "after" if "after" in content["pictures"] else next(n for n in content["pictures"] if n != "real")
+        for name, column in (("real", "real"), ("before", "before"), (own, arm)):
+            if name in content["pictures"]:
+                columns.setdefault(column, [from_bytes(rows[:3]) for rows in content["pictures"][name]])
+    order = [name for name in ("real", "before", *arms) if name in columns]
+    sample_sheet(path, captions, {name: columns[name] for name in order})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The three commands."""
+    """The four commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "table", "pictures"))
-    parser.add_argument("file", nargs="?", type=Path, help="of pictures")
+    parser.add_argument("command", choices=("run", "table", "page", "pictures"))
+    parser.add_argument("file", nargs="?", type=Path, help="of page and pictures")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="continued")
-    parser.add_argument("--baseline", choices=("dfgan", "attngan"), default="dfgan")
+    parser.add_argument("--baseline", choices=BASELINES, default="dfgan")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["both", "plain", "vlm", "vvm"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--factors", nargs="+", type=float, default=[1.0], help="on the weights of the arms")
     parser.add_argument("--jobs", type=int, default=max(torch.cuda.device_count(), 1), help="runs at a time")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="where run folders are made")
     arguments = parser.parse_args(argv)
     work = arguments.work.resolve()
     if arguments.command == "table":
         print(table(RESULTS))
+    elif arguments.command in ("page", "pictures") and arguments.file is None:
+        parser.error(f"{arguments.command}: expected the file to write")
+    elif arguments.command == "page":
+        page = arguments.file.read_text(encoding="utf-8")
+        arguments.file.write_text(fill(page, RESULTS), encoding="utf-8")
     elif arguments.command == "pictures":
-        if arguments.file is None:
-            parser.error("pictures: expected the file to write")
         pictures(arguments.file, work, arguments.protocol, arguments.baseline, arguments.arms)
     else:
         runs = [
-            Run(arguments.protocol, arguments.baseline, arm, seed)
-            for seed, arm in itertools.product(arguments.seeds, arguments.arms)
+            Run(arguments.protocol, arguments.baseline, arm, seed, factor)
+            for seed, arm, factor in itertools.product(arguments.seeds, arguments.arms, arguments.factors)
         ]
         run_all(runs, RESULTS, work, arguments.jobs)
 

@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import yaml
+from PIL import Image
 
 from benchmarks import quality
-from benchmarks.quality import ARMS, PROTOCOLS, Protocol, Run, paired_t_test, run_all, spread_of, table
+from benchmarks.quality import run_all, spread_of
+from benchmarks.quality_plan import ARMS, PROTOCOLS, Protocol, Run
+from benchmarks.quality_tables import MEASURES, paired_t_test, table
 from vlm_plugin import TERMS
 
 
@@ -44,41 +48,73 @@ def test_spread_against_loops() -> None:
 
 
 def test_arms_differ_in_terms_alone() -> None:
-    assert set(ARMS["vlm"]) | set(ARMS["vvm"]) == set(ARMS["both"]) == set(TERMS)
-    assert not set(ARMS["vlm"]) & set(ARMS["vvm"])
+    vlm, vvm = ARMS["vlm"].terms, ARMS["vvm"].terms
+    assert set(vlm) | set(vvm) == set(ARMS["both"].terms) == set(TERMS)
+    assert not set(vlm) & set(vvm)
     for term in TERMS:
-        assert {*ARMS[f"both minus {term}"], term} == set(TERMS)
+        assert {*ARMS[f"both minus {term}"].terms, term} == set(TERMS)
+    assert [name for name, arm in ARMS.items() if arm.is_plain] == ["plain"]
 
 
-def write(folder: Path, arm: str, seed: int, accuracies: dict[int, float], seconds: float = 0.5) -> None:
-    numbers = dict.fromkeys(quality.MEASURES, 0.25) | {"frechet_distance": 600.0}
-    run = Run("continued", "dfgan", arm, seed)
+@pytest.mark.parametrize("baseline", ["dfgan", "attngan"])
+def test_arms_have_the_shipped_weights(baseline: str) -> None:
+    settings = yaml.safe_load((tiny.ROOT / "baselines" / baseline / "cfg" / "synthetic.yml").read_text())["vlm"]
+    for name in ("both", "vlm", "vvm", "both minus vlm_local"):
+        assert (ARMS[name].lambda_vvm, ARMS[name].lambda_vlm) == (settings["lambda_vvm"], settings["lambda_vlm"])
+    assert settings["terms"] is None
+
+
+def write(
+    folder: Path, arm: str, seed: int, accuracies: dict[int, float], seconds: float = 0.5, factor: float = 1.0
+) -> None:
+    numbers = dict.fromkeys(MEASURES, 0.25) | {"frechet_distance": 600.0 + seed}
+    run = Run("continued", "dfgan", arm, seed, factor)
     legs = [{"steps": steps, **numbers, "attribute_accuracy": value} for steps, value in accuracies.items()]
     content = run._asdict() | {"real": {"vlms": 0.7}, "before": numbers, "seconds_per_step": seconds, "legs": legs}
     (folder / f"{run.name}.json").write_text(json.dumps(content))
+
+
+def cells(text: str) -> dict[tuple[str, str], list[str]]:
+    rows = {}
+    for line in text.splitlines():
+        if line.startswith("|"):
+            first, second, *others = (cell.strip() for cell in line.strip("|").split("|"))
+            rows[first, second] = others
+    return rows
 
 
 def test_the_table(tmp_path: Path) -> None:
     for seed, (plain, both) in enumerate([(0.60, 0.70), (0.62, 0.70), (0.61, 0.73)]):
         write(tmp_path, "plain", seed, {400: plain, 1400: 0.5})
         write(tmp_path, "both", seed, {400: both}, seconds=0.8)
+    write(tmp_path, "both", 1, {400: 0.75}, factor=2)
     write(tmp_path, "vvm", 1, {400: 0.66})
-    rows = {}
-    for line in table(tmp_path).splitlines():
-        if line.startswith("|"):
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            rows[cells[0], cells[1]] = cells[2:]
+    rows = cells(table(tmp_path))
     assert rows["plain", "400"][:2] == ["3", "0.610 ± 0.010"]
     assert rows["plain", "400"][-3:] == ["", "", "0.50"]
     assert rows["both", "400"][:2] == ["3", "0.710 ± 0.017"]
     # Differences .10, .08, .12: t = .1 / (.02 / sqrt 3) = 8.66 with 2 degrees of freedom.
     assert rows["both", "400"][-3:] == ["+0.100 ± 0.020", "0.013", "0.80"]
+    assert rows["both, weights x 2", "400"][-3:] == ["+0.130", "", "0.50"]
     assert rows["vvm", "400"][-3:] == ["+0.040", "", "0.50"]
     assert rows["plain", "1400"][1] == "0.500 ± 0.000"
     assert rows["real", ""][1:4] == ["", "", "0.700"]
     assert rows["before", ""][1] == "0.250"
-    assert "Not run: vlm, vlm_global alone, both minus vlm_local," in table(tmp_path)
+    assert "Not run: vlm, both minus vlm_local," in table(tmp_path)
     assert table(tmp_path / "nothing") == ""
+
+
+def test_both_halves_against_either_and_against_the_same_time(tmp_path: Path) -> None:
+    for seed, (plain, both) in enumerate([(0.60, 0.70), (0.62, 0.70), (0.61, 0.73)]):
+        write(tmp_path, "plain", seed, {800: plain, 1400: plain + 0.05})
+        write(tmp_path, "both", seed, {800: both})
+        write(tmp_path, "vvm", seed + 1, {800: both - 0.01})
+    rows = cells(table(tmp_path))
+    assert rows["plain at equal steps (800 steps)", "+0.100 ± 0.020"][:2] == ["0.013", "+0 ± 0"]
+    assert rows["plain after at least the same time (1400 steps)", "+0.050 ± 0.020"][0] == "0.049"
+    # Seeds 1 and 2 alone have both runs: .70 - .69 and .73 - .69.
+    assert ("the visual half alone (800 steps)", "+0.025 ± 0.021") in rows
+    assert not any(name.startswith("the text half") for name, _ in rows)
 
 
 def test_a_grid_that_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +124,7 @@ def test_a_grid_that_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "results" / f"{run.name}.json"
 
     def go(*legs: int) -> dict:
-        protocol = Protocol("tiny", from_start=False, birds=birds, legs=legs, longer=9)
+        protocol = Protocol("tiny", legs=legs, longer=9, birds=birds)
         monkeypatch.setitem(PROTOCOLS, "tiny", protocol)
         run_all([run], tmp_path / "results", tmp_path / "work", jobs=1, settings=tiny.settings())
         return json.loads(path.read_text())
@@ -96,12 +132,12 @@ def test_a_grid_that_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyP
     first = go(1)
     assert [leg["steps"] for leg in first["legs"]] == [1]
     assert (first["arm"], first["seed"]) == ("vlm", 3)
-    assert set(quality.MEASURES) <= first["legs"][0].keys()
+    assert set(MEASURES) <= first["legs"][0].keys()
     assert first["legs"][0]["diversity"] > 0
     assert first["seconds_per_step"] > 0
     (folder,) = (tmp_path / "work" / run.name).glob("0*")
     options = json.loads((folder / "options.json").read_text())
-    assert options["settings"]["vlm"]["terms"] == list(ARMS["vlm"])
+    assert options["settings"]["vlm"]["terms"] == list(ARMS["vlm"].terms)
     assert (options["seed"], options["start"]) == (3, None)
     log = (folder / "log.jsonl").read_text().splitlines()
     assert "vlm_local" in log[0]
@@ -114,3 +150,55 @@ def test_a_grid_that_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyP
     written = path.stat().st_mtime_ns
     assert go(1, 2) == both
     assert path.stat().st_mtime_ns == written
+
+
+def test_a_recipe_is_chosen_on_the_validation_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "CAPTIONS", 2)
+    birds = {"train": 20, "validation": 12, "test": 10, "size": tiny.SIZE, "seed": 5}
+    monkeypatch.setitem(PROTOCOLS, "tiny", Protocol("tiny", legs=(1,), birds=birds, split="validation"))
+    runs = [Run("tiny", "dfgan", arm, 0, 2) for arm in ("DAMSM", "feature matching")]
+    run_all(runs, tmp_path / "results", tmp_path / "work", jobs=1, settings=tiny.settings())
+    for run, term, weight in zip(runs, ("damsm_w0", "features_local"), ("lambda_vlm", "lambda_vvm"), strict=True):
+        result = json.loads((tmp_path / "results" / f"{run.name}.json").read_text())
+        assert (result["factor"], result["manifest"]["pictures"]) == (2, 10)
+        assert result["legs"][0]["attribute_accuracy"] > 0
+        (folder,) = (tmp_path / "work" / run.name).glob("0*")
+        row = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
+        assert row[term] > 0
+        assert row[weight] == pytest.approx(2 * getattr(ARMS[run.arm], weight))
+        evaluation = json.loads((tmp_path / "work" / run.name / "scores-1" / "evaluation.json").read_text())
+        assert evaluation["manifest"]["split"] == "validation"
+
+
+def test_the_emoji_have_their_own_matcher_and_evaluator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(arguments: list[str]) -> None:
+        folder = Path(arguments[0])
+        for split, count in (("train", 12), ("validation", 6), ("test", 8)):
+            (folder / split).mkdir(parents=True, exist_ok=True)
+            rows = []
+            for number in range(count):
+                color = ("red", "green", "blue")[number % 3]
+                Image.new("RGB", (70, 70), color).save(folder / split / f"{number}.png")
+                rows.append(json.dumps({"file_name": f"{number}.png", "text": f"a {color} square, number {number}"}))
+            (folder / split / "metadata.jsonl").write_text("\n".join(rows))
+
+    monkeypatch.setattr(quality, "CAPTIONS", 2)
+    monkeypatch.setattr(quality.emoji, "main", made)
+    small = ["--encoder", "conv", "--embed-dim", tiny.DIM, "--batch", 4, "--epochs", 1]
+    monkeypatch.setattr(quality, "MATCHERS", {"matcher.vlm.pt": small, "evaluator.vlm.pt": [*small, "--seed", 7]})
+    monkeypatch.setitem(PROTOCOLS, "emoji", PROTOCOLS["emoji"]._replace(legs=(1,), longer=2))
+    runs = [Run("emoji", "dfgan", arm, 0) for arm in ("plain", "both")]
+    changes = tiny.settings(image_size=64)
+    run_all(runs, tmp_path / "results", tmp_path / "work", jobs=2, settings=changes)
+    plain, both = (json.loads((tmp_path / "results" / f"{run.name}.json").read_text()) for run in runs)
+    assert [leg["steps"] for leg in plain["legs"]] == [1, 2]
+    assert [leg["steps"] for leg in both["legs"]] == [1]
+    for result in (plain, both):
+        assert result["manifest"]["evaluator"]["name"] == "emoji.evaluator.vlm.pt"
+        assert result["manifest"]["judge"] is None
+        leg = result["legs"][0]
+        assert leg.keys() == {"steps", *MEASURES} - {"attribute_accuracy"}
+    assert "R-precision over plain" in table(tmp_path / "results")
+    sheet = tmp_path / "sheet.png"
+    quality.pictures(sheet, tmp_path / "work", "emoji", "dfgan", ["plain", "both"])
+    assert Image.open(sheet).width > 64

@@ -6,7 +6,7 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,13 @@ def weights_at(step: int, settings: EasyDict) -> tuple[float, float]:
     )
 
 
-def run(name: str, folder: Path, build: type[Trainer], argv: Sequence[str] | None = None) -> Path:
+def run(
+    name: str,
+    folder: Path,
+    build: type[Trainer],
+    argv: Sequence[str] | None = None,
+    loss: Callable[[VLM, EasyDict], DualVLMLoss] | None = None,
+) -> Path:
     """Train, and end with a table and pictures; or draw captions, with `--sample`.
 
     Args:
@@ -89,6 +95,8 @@ def run(name: str, folder: Path, build: type[Trainer], argv: Sequence[str] | Non
         folder: the baseline's folder, with `cfg/` and `assets/`.
         build: the trainer, made from settings, matcher, device and precision.
         argv: arguments; the process's own when left out.
+        loss: makes what `--vlm` adds, from matcher and settings: a module that is called as the dual loss is and has
+            its two weights as attributes, which the run sets at every step. The dual loss when left out.
 
     Returns:
         The run's folder.
@@ -97,7 +105,7 @@ def run(name: str, folder: Path, build: type[Trainer], argv: Sequence[str] | Non
     try:
         if arguments.sample is not None:
             return _sample(folder, build, arguments)
-        return _run(name, folder, build, arguments)
+        return _run(name, folder, build, arguments, loss or dual_loss)
     except BadSampleError as error:
         sys.exit(f"{name}: {error} (--skip-bad leaves out what cannot be used)")
     except (ValueError, TypeError, OSError) as error:
@@ -126,7 +134,13 @@ def _sample(folder: Path, build: type[Trainer], arguments: argparse.Namespace) -
     )
 
 
-def _run(name: str, folder: Path, build: type[Trainer], arguments: argparse.Namespace) -> Path:
+def _run(
+    name: str,
+    folder: Path,
+    build: type[Trainer],
+    arguments: argparse.Namespace,
+    loss: Callable[[VLM, EasyDict], DualVLMLoss],
+) -> Path:
     device = training.choose_device(arguments.device)
     training.join_ranks(device)
     saved = _saved_options(name, arguments)
@@ -147,7 +161,7 @@ def _run(name: str, folder: Path, build: type[Trainer], arguments: argparse.Name
             f"--resume {arguments.resume}: started with the matcher {saved['matcher']}, but "
             f"{options['vlm'] or options['text_encoder']} is {matcher.fingerprint} now"
         )
-    vlm_loss = _loss(matcher, settings) if options["vlm"] else None
+    vlm_loss = loss(matcher, settings) if options["vlm"] else None
 
     torch.manual_seed(options["seed"])
     trainer = build(settings, matcher, device, dtype)
@@ -266,7 +280,8 @@ def _length(arguments: argparse.Namespace, options: dict[str, Any], size: int) -
     return max(epochs * size // (options["settings"]["batch"] * distributed.world_size()), 1)
 
 
-def _loss(matcher: VLM, settings: EasyDict) -> DualVLMLoss:
+def dual_loss(matcher: VLM, settings: EasyDict) -> DualVLMLoss:
+    """The dual loss as a run's settings ask for it; its weights stand at 0 until the run sets them."""
     terms = settings.vlm.terms
     if terms is None:
         terms = [term for term in TERMS if matcher.scorer is not None or not term.endswith("_general")]

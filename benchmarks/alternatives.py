@@ -1,0 +1,83 @@
+"""What one would take instead of the dual loss: the same run of DF-GAN, with another loss behind `--vlm`.
+
+python benchmarks/alternatives.py damsm --vlm ...                 everything that baselines/dfgan/main.py takes
+python benchmarks/alternatives.py feature-matching --vlm ...
+
+Both see the very matcher and the very random views that the dual loss sees. The weight of `damsm` is the settings'
+`lambda_vlm`, that of `feature-matching`, which reads no caption, `lambda_vvm`. A third alternative, a contrastive loss
+of pooled vectors alone as CLIP's, needs no line here: it is the dual loss with `terms: [vlm_global]`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from easydict import EasyDict
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from baselines.attngan.losses import damsm_loss
+from baselines.dfgan.trainer import DFGAN
+from vlm_plugin import VLM, Features
+from vlm_plugin.augment import RandomView
+from vlm_plugin.loss import LossOutput
+from vlm_plugin.tools import gan
+
+
+class Alternative(nn.Module):
+    """Called as the dual loss is. The matcher is held aside, so that this module has no parameters of its own.
+
+    Args:
+        matcher: a frozen VLM.
+        settings: a run's settings, of which `vlm.augment` is read.
+    """
+
+    def __init__(self, matcher: VLM, settings: EasyDict) -> None:
+        super().__init__()
+        self._matcher = (matcher,)
+        self._augment = RandomView() if settings.vlm.augment else nn.Identity()
+        self.lambda_vvm = self.lambda_vlm = 0.0
+
+    def encode(self, images: Tensor, augment: bool = False) -> Features:
+        """Features of images in [-1, 1], of a random view of each with `augment`."""
+        return self._matcher[0].encode_image(self._augment(images) if augment else images)
+
+
+class DAMSMLoss(Alternative):
+    """AttnGAN's word and sentence losses, in the formula of its published code, on the dual loss' encoders."""
+
+    def forward(self, fake: Tensor, text: Features, real: Tensor, *, class_ids: Tensor | None = None) -> LossOutput:
+        """See `DualVLMLoss.forward`; `real` is not read."""
+        ids = None if class_ids is None else class_ids.to(fake.device)
+        terms = damsm_loss(self.encode(fake, augment=True), text, ids)
+        return LossOutput(self.lambda_vlm * sum(terms), {k: v.detach() for k, v in terms._asdict().items()})
+
+
+class FeatureMatching(Alternative):
+    """Mean squared distance of a generated picture's features from those of the real picture of the same caption.
+
+    `|x_fake - x_real|^2` at the regions, each at its place, plus the same of the pooled vectors, summed over the width
+    and averaged over regions and pictures. Source: ours, after the perceptual losses between paired real and generated
+    pictures that text-to-image GANs have used (ControlGAN, section 3.4), on the matcher's features in place of VGG's.
+    """
+
+    def forward(self, fake: Tensor, text: Features, real: Tensor, *, class_ids: Tensor | None = None) -> LossOutput:
+        """See `DualVLMLoss.forward`; neither `text` nor `class_ids` is read."""
+        image, anchor = self.encode(fake, augment=True), self.encode(real)
+        terms = {
+            "features_local": (image.local - anchor.local.detach()).square().sum(-1).mean(),
+            "features_pooled": (image.pooled - anchor.pooled.detach()).square().sum(-1).mean(),
+        }
+        return LossOutput(self.lambda_vvm * sum(terms.values()), {k: v.detach() for k, v in terms.items()})
+
+
+ROOT = Path(__file__).resolve().parents[1]
+LOSSES: dict[str, type[Alternative]] = {"damsm": DAMSMLoss, "feature-matching": FeatureMatching}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in LOSSES:
+        sys.exit(f"alternatives.py: expected one of {', '.join(LOSSES)} first, got {sys.argv[1:2] or 'nothing'}")
+    gan.run("dfgan", ROOT / "baselines" / "dfgan", DFGAN, sys.argv[2:], loss=LOSSES[sys.argv[1]])

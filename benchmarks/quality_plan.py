@@ -1,0 +1,104 @@
+"""What benchmarks/quality.py compares: protocols, arms, and runs of an arm under a protocol."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vlm_plugin import TERMS
+from vlm_plugin.tools.gan import BIRDS
+
+
+class Protocol(NamedTuple):
+    """What all runs of a comparison share."""
+
+    what: str
+    legs: tuple[int, ...]
+    """Steps at which every arm is evaluated."""
+    birds: dict[str, int] | None = None
+    """The birds to draw; None for the emoji of emoji.py, with a matcher and an evaluator of their own."""
+    from_start: bool = False
+    """Begins from the packaged generator, which has converged without the loss."""
+    longer: int | None = None
+    """Steps of one more evaluation of the plain arm, which have taken it at least the time of the dual loss' last."""
+    split: str = "test"
+    """Whose captions are drawn and scored."""
+
+    @property
+    def headline(self) -> str:
+        """The measure of which differences are tested: by the independent judge, else by the independent matcher."""
+        return "r_precision" if self.birds is None else "attribute_accuracy"
+
+
+PROTOCOLS = {
+    "tuning": Protocol(
+        "from the packaged start, scored on the validation split", legs=(400,), from_start=True,
+        birds={"train": 2000, "validation": 800, "test": 10, "size": 64, "seed": 0}, split="validation",
+    ),
+    "continued": Protocol(
+        "from the packaged start, where plain training has converged; the main job's birds", legs=(400, 800),
+        longer=1400, from_start=True, birds=BIRDS,
+    ),
+    "scratch": Protocol(
+        "from random weights; 4,000 birds", legs=(500, 1500), longer=2800,
+        birds={"train": 4000, "validation": 500, "test": 1000, "size": 64, "seed": 300},
+    ),
+    "emoji": Protocol(
+        "from random weights; emoji of several designers, captioned by their names", legs=(1500,), longer=2800
+    ),
+}  # fmt: skip
+
+
+class Arm(NamedTuple):
+    """What is added to the GAN's own loss. Without terms nothing is (AttnGAN then has its DAMSM)."""
+
+    terms: tuple[str, ...] = ()
+    """Of the dual loss."""
+    alternative: str | None = None
+    """A loss of alternatives.py in the dual loss' place."""
+    lambda_vvm: float = 0.1
+    lambda_vlm: float = 0.4
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing is added."""
+        return not self.terms and self.alternative is None
+
+
+_TEXT = tuple(term for term in TERMS if term.startswith("vlm_"))
+_VISUAL = tuple(term for term in TERMS if term.startswith("vvm_"))
+# The weights of the alternatives give them the gradient at the picture that both halves have at the packaged start:
+# `--factors` multiplies each arm's weights.
+ARMS: dict[str, Arm] = {
+    "plain": Arm(),
+    "both": Arm(TERMS),
+    "vlm": Arm(_TEXT),
+    "vvm": Arm(_VISUAL),
+    **{f"both minus {term}": Arm(tuple(other for other in TERMS if other != term)) for term in TERMS},
+    "global contrastive": Arm(("vlm_global",), lambda_vlm=1.6),
+    "DAMSM": Arm(alternative="damsm", lambda_vlm=0.4),
+    "feature matching": Arm(alternative="feature-matching", lambda_vvm=0.1),
+}
+
+
+class Run(NamedTuple):
+    """One training run."""
+
+    protocol: str
+    baseline: str
+    arm: str
+    seed: int
+    factor: float = 1.0
+    """On the arm's weights."""
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        weights = "" if self.factor == 1 else f"-x{self.factor:g}"
+        return f"{self.protocol}-{self.baseline}-{self.arm.replace(' ', '-')}{weights}-{self.seed}"
+
+    @property
+    def legs(self) -> tuple[int, ...]:
+        """Steps at which it is evaluated."""
+        protocol = PROTOCOLS[self.protocol]
+        longer = (protocol.longer,) if protocol.longer and ARMS[self.arm].is_plain else ()
+        return (*protocol.legs, *longer)

@@ -1,0 +1,205 @@
+"""The tables of benchmarks/quality.py: mean and spread over seeds, and differences to plain paired by seed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.quality_plan import ARMS, PROTOCOLS
+
+# Folder -> name.
+NAMES = {"dfgan": "DF-GAN", "attngan": "AttnGAN"}
+BASELINES = tuple(NAMES)
+# Measure -> title, and digits after the point.
+MEASURES = {
+    "attribute_accuracy": ("attribute accuracy", 3),
+    "r_precision": ("R-precision", 3),
+    "vlms": ("VLMS", 3),
+    "r_precision_training": ("R-precision, own matcher*", 3),
+    "vlms_training": ("VLMS, own matcher*", 3),
+    "frechet_distance": ("Frechet distance", 0),
+    "diversity": ("diversity", 2),
+}
+
+
+def paired_t_test(differences: Sequence[float]) -> float:
+    """Two-sided p of a paired t-test, NaN for fewer than two differences.
+
+    Source: with x = atan(t / sqrt(v)) the density of Student's t with v degrees of freedom is proportional to
+    cos(x)^(v - 1), which is summed up numerically here.
+    """
+    if len(differences) < 2:
+        return float("nan")
+    mean, deviation = statistics.fmean(differences), statistics.stdev(differences)
+    if deviation == 0:
+        return 0.0 if mean else 1.0
+    freedom = len(differences) - 1
+    angle = np.arctan(abs(mean) / (deviation / np.sqrt(len(differences))) / np.sqrt(freedom))
+    tail, half = (_area(low, freedom) for low in (angle, 0.0))
+    return float(tail / half)
+
+
+def _area(low: float, freedom: int) -> float:
+    """Of cos(x)^(freedom - 1), from `low` to pi / 2, by the midpoint rule."""
+    width = (np.pi / 2 - low) / 20_000
+    x = low + width * (np.arange(20_000) + 0.5)
+    return float((np.cos(x) ** (freedom - 1)).sum() * width)
+
+
+def table(results: Path) -> str:
+    """Every comparison as Markdown."""
+    parts = [f"{baseline}, {PROTOCOLS[protocol].what}:\n\n{text}" for (protocol, baseline), text in blocks(results)]
+    return "\n\n".join(parts)
+
+
+def fill(page: str, results: Path) -> str:
+    """A page with its tables made anew: each stands between `<!-- protocol baseline -->` and `<!-- end -->`.
+
+    `<!-- headline -->` stands for the short table of `headline`. A block without results says so.
+    """
+    tables = {f"{protocol} {baseline}": text for (protocol, baseline), text in blocks(results)}
+    tables["headline"] = headline(results)
+
+    def block(found: re.Match[str]) -> str:
+        return f"<!-- {found[1]} -->\n{tables.get(found[1], 'Not run yet.')}\n<!-- end -->"
+
+    return re.sub(r"<!-- ([a-z ]+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+
+
+def blocks(results: Path) -> list[tuple[tuple[str, str], str]]:
+    """(protocol, baseline) and the table of each comparison: mean and standard deviation over seeds, and differences
+    paired by seed."""
+    return [
+        ((protocol, baseline), _comparison(protocol, own))
+        for protocol, baseline in itertools.product(PROTOCOLS, BASELINES)
+        if (own := _runs(results, protocol, baseline))
+    ]
+
+
+def headline(results: Path) -> str:
+    """Both halves against plain, a row for each baseline: from the packaged start, at the last leg."""
+    columns = ("attribute_accuracy", "r_precision", "vlms", "frechet_distance")
+    titles = [f"{MEASURES[m][0]}, plain -> with the loss" for m in columns]
+    lines = [_line(["", "seeds", *titles, "gain in accuracy", "p"]), _line(["---", *["---:"] * (len(titles) + 3)])]
+    steps = PROTOCOLS["continued"].legs[-1]
+    for baseline in BASELINES:
+        legs = _legs(_runs(results, "continued", baseline))
+        plain, both = (legs.get(Row(arm, 1.0, steps), {}) for arm in ("plain", "both"))
+        shared = [seed for seed in plain if seed in both]
+        if shared:
+            values = [
+                " -> ".join(_number([legs[seed][m] for seed in shared], m) for legs in (plain, both)) for m in columns
+            ]
+            over = differences(both, plain, "attribute_accuracy")
+            gain = _number(over, "attribute_accuracy", sign="+")
+            lines.append(_line([f"{NAMES[baseline]}, {steps} steps", str(len(shared)), *values, gain, _p(over)]))
+    return "\n".join(lines)
+
+
+def _runs(results: Path, protocol: str, baseline: str) -> list[dict[str, Any]]:
+    runs = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    return [run for run in runs if (run["protocol"], run["baseline"]) == (protocol, baseline)]
+
+
+class Row(NamedTuple):
+    """What is averaged over seeds: an arm, its weights' factor, and the number of steps."""
+
+    arm: str
+    factor: float
+    steps: int
+
+    @property
+    def label(self) -> str:
+        """The arm's name in tables."""
+        return self.arm if self.factor == 1 else f"{self.arm}, weights x {self.factor:g}"
+
+
+def _legs(runs: Iterable[dict[str, Any]]) -> dict[Row, dict[int, dict[str, Any]]]:
+    """Row -> seed -> numbers; `seconds_per_step` among them where the whole run was timed."""
+    legs: dict[Row, dict[int, dict[str, Any]]] = {}
+    for run in runs:
+        timed = {name: run[name] for name in ("seconds_per_step",) if name in run}
+        for leg in run["legs"]:
+            legs.setdefault(Row(run["arm"], run.get("factor", 1.0), leg["steps"]), {})[run["seed"]] = leg | timed
+    return legs
+
+
+def _comparison(protocol: str, runs: Sequence[dict[str, Any]]) -> str:
+    headline, legs = PROTOCOLS[protocol].headline, _legs(runs)
+    measures = [m for m in MEASURES if any(m in leg for seeds in legs.values() for leg in seeds.values())]
+    head = ["arm", "steps", "seeds", *(MEASURES[m][0] for m in measures), f"{MEASURES[headline][0]} over plain", "p"]
+    lines = [_line([*head, "s a step"]), _line(["---", *["---:"] * len(head)])]
+    for name in ("real", "before"):
+        if first := next((run[name] for run in runs if name in run), None):
+            values = [_number([first[m]] if m in first else [], m) for m in measures]
+            lines.append(_line([name, "", "", *values, "", "", ""]))
+    for row in sorted(legs, key=lambda row: (row.steps, list(ARMS).index(row.arm), row.factor)):
+        plain = legs.get(Row("plain", 1.0, row.steps), {})
+        over = [] if row.arm == "plain" else differences(legs[row], plain, headline)
+        values = [_number([leg[m] for leg in legs[row].values() if m in leg], m) for m in measures]
+        seconds = [leg["seconds_per_step"] for leg in legs[row].values() if "seconds_per_step" in leg]
+        cost = f"{statistics.fmean(seconds):.2f}" if seconds else ""
+        cells = [row.label, str(row.steps), str(len(legs[row])), *values, _number(over, headline, sign="+"), _p(over)]
+        lines.append(_line([*cells, cost]))
+    missing = [arm for arm in ARMS if arm not in {row.arm for row in legs}]
+    parts = ["\n".join(lines)]
+    if contrasts := _contrasts(protocol, legs, headline):
+        parts.append(contrasts)
+    if missing:
+        parts.append(f"Not run: {', '.join(missing)}.")
+    return "\n\n".join(parts)
+
+
+def _contrasts(protocol: str, legs: Mapping[Row, dict[int, dict[str, Any]]], headline: str) -> str:
+    """Both halves against plain training of the same time and against either half, as a table; empty without them."""
+    last, longer = PROTOCOLS[protocol].legs[-1], PROTOCOLS[protocol].longer
+    both = Row("both", 1.0, last)
+    lines = []
+    for what, other in (
+        ("plain at equal steps", Row("plain", 1.0, last)),
+        ("plain after at least the same time", Row("plain", 1.0, longer or 0)),
+        ("the text half alone", Row("vlm", 1.0, last)),
+        ("the visual half alone", Row("vvm", 1.0, last)),
+    ):
+        cells = []
+        for measure in (headline, "frechet_distance"):
+            over = differences(legs.get(both, {}), legs.get(other, {}), measure)
+            cells += [_number(over, measure, sign="+"), _p(over)]
+        if any(cells):
+            lines.append(_line([f"{what} ({other.steps} steps)", *cells]))
+    if not lines:
+        return ""
+    head = [f"both halves ({last} steps) against", MEASURES[headline][0], "p", "Frechet distance", "p"]
+    return "\n".join([_line(head), _line(["---", *["---:"] * 4]), *lines])
+
+
+def differences(
+    legs: Mapping[int, Mapping[str, float]], others: Mapping[int, Mapping[str, float]], measure: str
+) -> list[float]:
+    """A measure's differences between legs of the same seed."""
+    shared = [seed for seed in sorted(legs) if seed in others]
+    return [legs[seed][measure] - others[seed][measure] for seed in shared if measure in legs[seed]]
+
+
+def _p(over: Sequence[float]) -> str:
+    p = paired_t_test(over)
+    return "" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "<.001"
+
+
+def _number(values: Sequence[float], key: str, sign: str = "") -> str:
+    if not values:
+        return ""
+    digits = MEASURES[key][1]
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.{digits}f}{spread}"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
