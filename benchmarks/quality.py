@@ -68,7 +68,14 @@ MATCHERS = {
 }
 
 
-def run_all(runs: Sequence[Run], results: Path, work: Path, jobs: int, settings: dict[str, Any] | None = None) -> None:
+def run_all(
+    runs: Sequence[Run],
+    results: Path,
+    work: Path,
+    jobs: int,
+    settings: dict[str, Any] | None = None,
+    until: int | None = None,
+) -> None:
     """Train what has no result yet.
 
     Args:
@@ -77,6 +84,7 @@ def run_all(runs: Sequence[Run], results: Path, work: Path, jobs: int, settings:
         work: folder of the run folders; what lies there is gone on with.
         jobs: runs at a time. With GPUs they take turns on them, else they share the cores.
         settings: changes to the baseline's shipped settings.
+        until: leave out the legs beyond so many steps; a later call goes on with them.
     """
     results.mkdir(parents=True, exist_ok=True)
     gpus = torch.cuda.device_count()
@@ -84,7 +92,12 @@ def run_all(runs: Sequence[Run], results: Path, work: Path, jobs: int, settings:
     threads = os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // jobs, 1))
     for job in range(jobs):
         places.put({"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": str(job % gpus)} if gpus else {}))
-    todo = [(run, leg) for run in runs for leg in run.legs if leg not in _done(results, run)]
+    todo = [
+        (run, leg)
+        for run in runs
+        for leg in run.legs
+        if leg not in _done(results, run) and (until is None or leg <= until)
+    ]
     bar = training.progress(range(len(todo)), desc="legs")
     children: set[subprocess.Popen] = set()
     materials: dict[str, Materials] = {}
@@ -99,10 +112,9 @@ def run_all(runs: Sequence[Run], results: Path, work: Path, jobs: int, settings:
     def one(run: Run) -> None:
         place = places.get()
         try:
-            for leg in run.legs:
-                if leg not in _done(results, run):
-                    _leg(run, leg, results, work, materials[run.protocol], place, children, settings or {})
-                    bar.update()
+            for leg in (leg for other, leg in todo if other == run):
+                _leg(run, leg, results, work, materials[run.protocol], place, children, settings or {})
+                bar.update()
         finally:
             places.put(place)
 
@@ -285,6 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["both", "plain", "vlm", "vvm"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--factors", nargs="+", type=float, default=[1.0], help="on the weights of the arms")
+    parser.add_argument("--until", type=int, metavar="STEPS", help="leave longer legs for another time")
     parser.add_argument("--jobs", type=int, default=max(torch.cuda.device_count(), 1), help="runs at a time")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="where run folders are made")
     arguments = parser.parse_args(argv)
@@ -303,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             Run(arguments.protocol, arguments.baseline, arm, seed, factor)
             for seed, arm, factor in itertools.product(arguments.seeds, arguments.arms, arguments.factors)
         ]
-        run_all(runs, RESULTS, work, arguments.jobs)
+        run_all(runs, RESULTS, work, arguments.jobs, until=arguments.until)
 
 
 if __name__ == "__main__":

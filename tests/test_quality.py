@@ -123,13 +123,13 @@ def test_a_grid_that_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run = Run("tiny", "dfgan", "vlm", 3)
     path = tmp_path / "results" / f"{run.name}.json"
 
-    def go(*legs: int) -> dict:
+    def go(*legs: int, until: int | None = None) -> dict:
         protocol = Protocol("tiny", legs=legs, longer=9, birds=birds)
         monkeypatch.setitem(PROTOCOLS, "tiny", protocol)
-        run_all([run], tmp_path / "results", tmp_path / "work", jobs=1, settings=tiny.settings())
+        run_all([run], tmp_path / "results", tmp_path / "work", jobs=1, settings=tiny.settings(), until=until)
         return json.loads(path.read_text())
 
-    first = go(1)
+    first = go(1, 2, until=1)
     assert [leg["steps"] for leg in first["legs"]] == [1]
     assert (first["arm"], first["seed"]) == ("vlm", 3)
     assert set(MEASURES) <= first["legs"][0].keys()
