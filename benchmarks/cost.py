@@ -44,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from baselines.attngan.trainer import AttnGAN
 from baselines.dfgan.trainer import DFGAN
+from benchmarks.markdown import markdown_table
 from vlm_plugin import (
     TERMS,
     VLM,
@@ -384,17 +385,15 @@ def table(derived: Mapping[str, Mapping[str, Any]], tflops: float) -> str:
         "config", "batch", "steps", "epochs", "GFLOP a step", f"CPU seconds, dual / plain (batch {TIMED})",
         "GiB, float32", "GiB, bfloat16", f"GPU hours at {tflops:g} TFLOP/s",
     ]  # fmt: skip
-    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    rows = []
     for name, row in derived.items():
         memory = [" / ".join(f"{row['bytes'][p][arm] / GIB:.1f}" for arm in ARMS) for p in PRECISIONS]
         spent = " / ".join(f"{hours(row['steps'], row['operations'][arm], tflops):,.0f}" for arm in ARMS)
         operations = " / ".join(f"{row['operations'][arm] / 1e9:,.0f}" for arm in ARMS)
-        lines.append(
-            _line([
-                name, str(row["batch"]), f"{row['steps']:,}", f"{row['epochs']:.0f}", operations,
-                f"{row['seconds_ratio']:.2f}", *memory, spent,
-            ])
-        )  # fmt: skip
+        rows.append([
+            name, str(row["batch"]), f"{row['steps']:,}", f"{row['epochs']:.0f}", operations,
+            f"{row['seconds_ratio']:.2f}", *memory, spent,
+        ])  # fmt: skip
     notes = (
         "Derived, not run. Pairs are plain / with the dual loss. Counted on steps of "
         f"{', '.join(map(str, BATCHES))} pictures and carried to the config's batch. GiB are a lower bound, without "
@@ -402,11 +401,7 @@ def table(derived: Mapping[str, Mapping[str, Any]], tflops: float) -> str:
         f"operations differs a little from the GPU's. {tflops:g} TFLOP/s sustained is an assumption (--tflops), the "
         "same for both arms; nothing was measured on a GPU."
     )
-    return "\n".join([*lines, "", notes])
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"{markdown_table(head, rows)}\n\n{notes}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

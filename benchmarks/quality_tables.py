@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.quality_plan import ARMS, PROTOCOLS
+from benchmarks import cost
+from benchmarks.markdown import markdown_table
+from benchmarks.quality_plan import ARMS, PROTOCOLS, SHIPPED
 
 # Folder -> name.
 NAMES = {"dfgan": "DF-GAN", "attngan": "AttnGAN"}
@@ -62,10 +64,12 @@ def table(results: Path) -> str:
 def fill(page: str, results: Path) -> str:
     """A page with its tables made anew: each stands between `<!-- protocol baseline -->` and `<!-- end -->`.
 
-    `<!-- headline -->` stands for the short table of `headline`. A block without results says so.
+    `<!-- headline -->` stands for the short table of `headline`, `<!-- cost -->` for that of cost.py. A block without
+    results says so.
     """
     tables = {f"{protocol} {baseline}": text for (protocol, baseline), text in blocks(results)}
     tables["headline"] = headline(results)
+    tables["cost"] = cost.table(json.loads(cost.RESULTS.read_text())["configs"], tflops=20)
 
     def block(found: re.Match[str]) -> str:
         return f"<!-- {found[1]} -->\n{tables.get(found[1], 'Not run yet.')}\n<!-- end -->"
@@ -87,11 +91,11 @@ def headline(results: Path) -> str:
     """Both halves against plain, a row for each baseline: from the packaged start, at the last leg."""
     columns = ("attribute_accuracy", "r_precision", "vlms", "frechet_distance")
     titles = [f"{MEASURES[m][0]}, plain -> with the loss" for m in columns]
-    lines = [_line(["", "seeds", *titles, "gain in accuracy", "p"]), _line(["---", *["---:"] * (len(titles) + 3)])]
+    rows = []
     steps = PROTOCOLS["continued"].legs[-1]
     for baseline in BASELINES:
         legs = _legs(_runs(results, "continued", baseline))
-        plain, both = (legs.get(Row(arm, 1.0, steps), {}) for arm in ("plain", "both"))
+        plain, both = legs.get(Row("plain", 1.0, steps), {}), legs.get(Row("both", SHIPPED[baseline], steps), {})
         shared = [seed for seed in plain if seed in both]
         if shared:
             values = [
@@ -99,8 +103,8 @@ def headline(results: Path) -> str:
             ]
             over = differences(both, plain, "attribute_accuracy")
             gain = _number(over, "attribute_accuracy", sign="+")
-            lines.append(_line([f"{NAMES[baseline]}, {steps} steps", str(len(shared)), *values, gain, _p(over)]))
-    return "\n".join(lines)
+            rows.append([f"{NAMES[baseline]}, {steps} steps", str(len(shared)), *values, gain, _p(over)])
+    return markdown_table(["", "seeds", *titles, "gain in accuracy", "p"], rows)
 
 
 def _runs(results: Path, protocol: str, baseline: str) -> list[dict[str, Any]]:
@@ -135,11 +139,11 @@ def _comparison(protocol: str, runs: Sequence[dict[str, Any]]) -> str:
     headline, legs = PROTOCOLS[protocol].headline, _legs(runs)
     measures = [m for m in MEASURES if any(m in leg for seeds in legs.values() for leg in seeds.values())]
     head = ["arm", "steps", "seeds", *(MEASURES[m][0] for m in measures), f"{MEASURES[headline][0]} over plain", "p"]
-    lines = [_line([*head, "s a step"]), _line(["---", *["---:"] * len(head)])]
+    lines = []
     for name in ("real", "before"):
         if first := next((run[name] for run in runs if name in run), None):
             values = [_number([first[m]] if m in first else [], m) for m in measures]
-            lines.append(_line([name, "", "", *values, "", "", ""]))
+            lines.append([name, "", "", *values, "", "", ""])
     for row in sorted(legs, key=lambda row: (row.steps, list(ARMS).index(row.arm), row.factor)):
         plain = legs.get(Row("plain", 1.0, row.steps), {})
         over = [] if row.arm == "plain" else differences(legs[row], plain, headline)
@@ -147,9 +151,9 @@ def _comparison(protocol: str, runs: Sequence[dict[str, Any]]) -> str:
         seconds = [leg["seconds_per_step"] for leg in legs[row].values() if "seconds_per_step" in leg]
         cost = f"{statistics.fmean(seconds):.2f}" if seconds else ""
         cells = [row.label, str(row.steps), str(len(legs[row])), *values, _number(over, headline, sign="+"), _p(over)]
-        lines.append(_line([*cells, cost]))
+        lines.append([*cells, cost])
     missing = [arm for arm in ARMS if arm not in {row.arm for row in legs}]
-    parts = ["\n".join(lines)]
+    parts = [markdown_table([*head, "s a step"], lines)]
     if contrasts := _contrasts(protocol, legs, headline):
         parts.append(contrasts)
     if missing:
@@ -160,24 +164,21 @@ def _comparison(protocol: str, runs: Sequence[dict[str, Any]]) -> str:
 def _contrasts(protocol: str, legs: Mapping[Row, dict[int, dict[str, Any]]], headline: str) -> str:
     """Both halves against plain training of the same time and against either half, as a table; empty without them."""
     last, longer = PROTOCOLS[protocol].legs[-1], PROTOCOLS[protocol].longer
-    both = Row("both", 1.0, last)
     lines = []
-    for what, other in (
-        ("plain at equal steps", Row("plain", 1.0, last)),
-        ("plain after at least the same time", Row("plain", 1.0, longer or 0)),
-        ("the text half alone", Row("vlm", 1.0, last)),
-        ("the visual half alone", Row("vvm", 1.0, last)),
-    ):
-        cells = []
-        for measure in (headline, "frechet_distance"):
-            over = differences(legs.get(both, {}), legs.get(other, {}), measure)
-            cells += [_number(over, measure, sign="+"), _p(over)]
-        if any(cells):
-            lines.append(_line([f"{what} ({other.steps} steps)", *cells]))
-    if not lines:
-        return ""
-    head = [f"both halves ({last} steps) against", MEASURES[headline][0], "p", "Frechet distance", "p"]
-    return "\n".join([_line(head), _line(["---", *["---:"] * 4]), *lines])
+    for both in sorted(row for row in legs if row.arm == "both" and row.steps == last):
+        for what, other in (
+            ("plain at equal steps", Row("plain", 1.0, last)),
+            ("plain after at least the same time", Row("plain", 1.0, longer or 0)),
+            ("the text half alone", both._replace(arm="vlm")),
+            ("the visual half alone", both._replace(arm="vvm")),
+        ):
+            over = {m: differences(legs[both], legs.get(other, {}), m) for m in (headline, "frechet_distance")}
+            if over[headline]:
+                cells = [cell for m, values in over.items() for cell in (_number(values, m, sign="+"), _p(values))]
+                cells = [both.label, f"{what} ({other.steps} steps)", str(len(over[headline])), *cells]
+                lines.append(cells)
+    head = [f"after {last} steps", "less", "seeds", MEASURES[headline][0], "p", "Frechet distance", "p"]
+    return markdown_table(head, lines, words=2) if lines else ""
 
 
 def differences(
@@ -199,7 +200,3 @@ def _number(values: Sequence[float], key: str, sign: str = "") -> str:
     digits = MEASURES[key][1]
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):{sign}.{digits}f}{spread}"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -15,8 +15,8 @@ from PIL import Image
 
 from benchmarks import quality
 from benchmarks.quality import run_all, spread_of
-from benchmarks.quality_plan import ARMS, PROTOCOLS, Protocol, Run
-from benchmarks.quality_tables import MEASURES, paired_t_test, table
+from benchmarks.quality_plan import ARMS, PROTOCOLS, SHIPPED, Protocol, Run
+from benchmarks.quality_tables import MEASURES, fill, paired_t_test, table
 from vlm_plugin import TERMS
 
 
@@ -60,7 +60,8 @@ def test_arms_differ_in_terms_alone() -> None:
 def test_arms_have_the_shipped_weights(baseline: str) -> None:
     settings = yaml.safe_load((tiny.ROOT / "baselines" / baseline / "cfg" / "synthetic.yml").read_text())["vlm"]
     for name in ("both", "vlm", "vvm", "both minus vlm_local"):
-        assert (ARMS[name].lambda_vvm, ARMS[name].lambda_vlm) == (settings["lambda_vvm"], settings["lambda_vlm"])
+        weights = (SHIPPED[baseline] * ARMS[name].lambda_vvm, SHIPPED[baseline] * ARMS[name].lambda_vlm)
+        assert weights == pytest.approx((settings["lambda_vvm"], settings["lambda_vlm"]))
     assert settings["terms"] is None
 
 
@@ -109,12 +110,38 @@ def test_both_halves_against_either_and_against_the_same_time(tmp_path: Path) ->
         write(tmp_path, "plain", seed, {800: plain, 1400: plain + 0.05})
         write(tmp_path, "both", seed, {800: both})
         write(tmp_path, "vvm", seed + 1, {800: both - 0.01})
+    write(tmp_path, "both", 0, {800: 0.75}, factor=2)
     rows = cells(table(tmp_path))
-    assert rows["plain at equal steps (800 steps)", "+0.100 ± 0.020"][:2] == ["0.013", "+0 ± 0"]
-    assert rows["plain after at least the same time (1400 steps)", "+0.050 ± 0.020"][0] == "0.049"
+    # Differences .10, .08, .12: t = .1 / (.02 / sqrt 3) = 8.66 with 2 degrees of freedom.
+    assert rows["both", "plain at equal steps (800 steps)"] == ["3", "+0.100 ± 0.020", "0.013", "+0 ± 0", "1.000"]
+    later = rows["both", "plain after at least the same time (1400 steps)"]
+    assert later[:3] == ["3", "+0.050 ± 0.020", "0.049"]
     # Seeds 1 and 2 alone have both runs: .70 - .69 and .73 - .69.
-    assert ("the visual half alone (800 steps)", "+0.025 ± 0.021") in rows
-    assert not any(name.startswith("the text half") for name, _ in rows)
+    assert rows["both", "the visual half alone (800 steps)"][:2] == ["2", "+0.025 ± 0.021"]
+    assert ("both", "the text half alone (800 steps)") not in rows
+    assert rows["both, weights x 2", "plain at equal steps (800 steps)"][:3] == ["1", "+0.150", ""]
+
+
+def test_a_page_is_filled_with_what_was_measured(tmp_path: Path) -> None:
+    for seed, (plain, both) in enumerate([(0.60, 0.70), (0.62, 0.70), (0.61, 0.73)]):
+        write(tmp_path, "plain", seed, {800: plain})
+        write(tmp_path, "both", seed, {800: both}, factor=SHIPPED["dfgan"])
+        write(tmp_path, "both", seed + 1, {800: 0.1}, factor=8)
+    page = "Before.\n<!-- headline -->\nold\n<!-- end -->\nBetween.\n<!-- scratch dfgan -->\n<!-- end -->\nAfter."
+    filled = fill(page, tmp_path)
+    assert fill(filled, tmp_path) == filled
+    assert filled.startswith("Before.\n<!-- headline -->\n|")
+    assert filled.endswith("<!-- end -->\nBetween.\n<!-- scratch dfgan -->\nNot run yet.\n<!-- end -->\nAfter.")
+    row = next(line for line in filled.splitlines() if line.startswith("| DF-GAN"))
+    assert row.startswith("| DF-GAN, 800 steps | 3 | 0.610 ± 0.010 -> 0.710 ± 0.017 |")
+    assert row.endswith("| +0.100 ± 0.020 | 0.013 |")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_published_tables_are_those_of_the_committed_runs(page: str) -> None:
+    text = (tiny.ROOT / page).read_text(encoding="utf-8")
+    assert "<!-- headline -->" in text
+    assert text == fill(text, quality.RESULTS)
 
 
 def test_a_grid_that_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
