@@ -54,7 +54,7 @@ class Arm(NamedTuple):
     terms: tuple[str, ...] = ()
     """Of the dual loss."""
     alternative: str | None = None
-    """A loss of alternatives.py in the dual loss' place."""
+    """A loss of alternatives.py in the shipped one's place."""
     lambda_vvm: float = 0.1
     lambda_vlm: float = 0.4
 
@@ -67,7 +67,7 @@ class Arm(NamedTuple):
 _TEXT = tuple(term for term in TERMS if term.startswith("vlm_"))
 _VISUAL = tuple(term for term in TERMS if term.startswith("vvm_"))
 # Of the arms' weights, what each baseline's cfg/synthetic.yml ships with; chosen with the tuning protocol.
-SHIPPED = {"dfgan": 2.0, "attngan": 1.0}
+SHIPPED = {"dfgan": 1.0, "attngan": 1.0}
 # The weights of the alternatives give them the gradient at the picture that both halves have at the packaged start:
 # `--factors` multiplies each arm's weights.
 ARMS: dict[str, Arm] = {
@@ -76,6 +76,7 @@ ARMS: dict[str, Arm] = {
     "vlm": Arm(_TEXT),
     "vvm": Arm(_VISUAL),
     **{f"both minus {term}": Arm(tuple(other for other in TERMS if other != term)) for term in TERMS},
+    "both, rougher views": Arm(TERMS, alternative="rougher-views"),
     "global contrastive": Arm(("vlm_global",), lambda_vlm=1.6),
     "DAMSM": Arm(alternative="damsm", lambda_vlm=0.4),
     "feature matching": Arm(alternative="feature-matching", lambda_vvm=0.1),
@@ -96,7 +97,7 @@ class Run(NamedTuple):
     def name(self) -> str:
         """Name of its files."""
         weights = "" if self.factor == 1 else f"-x{self.factor:g}"
-        return f"{self.protocol}-{self.baseline}-{self.arm.replace(' ', '-')}{weights}-{self.seed}"
+        return f"{self.protocol}-{self.baseline}-{self.arm.replace(',', '').replace(' ', '-')}{weights}-{self.seed}"
 
     @property
     def legs(self) -> tuple[int, ...]:
