@@ -13,6 +13,7 @@ alone. One JSON per run is kept in benchmarks/results/quality/.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -21,7 +22,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,169 +69,155 @@ MATCHERS = {
 }
 
 
-def run_all(
-    runs: Sequence[Run],
-    results: Path,
-    work: Path,
-    jobs: int,
-    settings: dict[str, Any] | None = None,
-    until: int | None = None,
-) -> None:
-    """Train what has no result yet.
+class Grid:
+    """Trains the runs of a comparison, several at a time, and keeps their numbers.
 
     Args:
-        runs: in the order in which they begin.
         results: folder of the JSON files.
         work: folder of the run folders; what lies there is gone on with.
         jobs: runs at a time. With GPUs they take turns on them, else they share the cores.
-        settings: changes to the baseline's shipped settings.
-        until: leave out the legs beyond so many steps; a later call goes on with them.
+        settings: changes to the baselines' shipped settings.
     """
-    results.mkdir(parents=True, exist_ok=True)
-    gpus = torch.cuda.device_count()
-    places: queue.Queue[dict[str, str]] = queue.Queue()
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // jobs, 1))
-    for job in range(jobs):
-        places.put({"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": str(job % gpus)} if gpus else {}))
-    todo = [
-        (run, leg)
-        for run in runs
-        for leg in run.legs
-        if leg not in _done(results, run) and (until is None or leg <= until)
-    ]
-    bar = training.progress(range(len(todo)), desc="legs")
-    children: set[subprocess.Popen] = set()
-    materials: dict[str, Materials] = {}
 
-    def matcher(path: Path, data: Path, options: Sequence[object]) -> None:
-        if not path.is_file() or path.with_name(path.name + ".state").is_file():
-            place = places.get()
-            words = ["-m", "vlm_plugin", "pretrain", "--data", data, "--out", path, *options]
-            _process(words, path.with_suffix(".txt"), place, work, children)
-            places.put(place)
+    def __init__(self, results: Path, work: Path, jobs: int, settings: dict[str, Any] | None = None) -> None:
+        self.results, self.work, self.jobs, self.settings = results, work, jobs, settings or {}
+        gpus = torch.cuda.device_count()
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // jobs, 1))
+        # What a process gets of the machine: whoever starts one takes a place and puts it back.
+        self._places: queue.Queue[dict[str, str]] = queue.Queue()
+        for job in range(jobs):
+            self._places.put({"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": str(job % gpus)} if gpus else {}))
+        self._children: set[subprocess.Popen] = set()
 
-    def one(run: Run) -> None:
-        place = places.get()
+    def run(self, runs: Sequence[Run], until: int | None = None) -> None:
+        """Train what has no result yet.
+
+        Args:
+            runs: in the order in which they begin.
+            until: leave out the legs beyond so many steps; a later call goes on with them.
+        """
+        todo = {run: [leg for leg in run.legs if until is None or leg <= until] for run in runs}
+        todo = {run: [leg for leg in legs if leg not in self._done(run)] for run, legs in todo.items()}
+        todo = {run: legs for run, legs in todo.items() if legs}
+        self.results.mkdir(parents=True, exist_ok=True)
+        bar = training.progress(range(sum(map(len, todo.values()))), desc="legs")
+
+        def one(run: Run, materials: Materials) -> None:
+            with self._place() as place:
+                for leg in todo[run]:
+                    self._leg(run, leg, materials, place)
+                    bar.update()
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        pool = ThreadPoolExecutor(self.jobs)
         try:
-            for leg in (leg for other, leg in todo if other == run):
-                _leg(run, leg, results, work, materials[run.protocol], place, children, settings or {})
-                bar.update()
+            materials = {name: self._prepare(name, pool) for name in dict.fromkeys(run.protocol for run in todo)}
+            for future in [pool.submit(one, run, materials[run.protocol]) for run in todo]:
+                future.result()
         finally:
-            places.put(place)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in list(self._children):
+                child.terminate()  # it writes a checkpoint and ends
+            bar.close()
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        for protocol in dict.fromkeys(run.protocol for run, _ in todo):
-            folder = work / protocol
-            if birds := PROTOCOLS[protocol].birds:
-                materials[protocol] = Materials(make_birds(folder, **birds, progress=True))
-            else:
-                emoji.main([str(folder)])
-                files = {folder.with_name(f"{protocol}.{name}"): options for name, options in MATCHERS.items()}
-                for future in [pool.submit(matcher, path, folder, options) for path, options in files.items()]:
-                    future.result()
-                materials[protocol] = Materials(folder, *files)
-        for future in [pool.submit(one, run) for run in dict.fromkeys(run for run, _ in todo)]:
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[dict[str, str]]:
+        place = self._places.get()
+        try:
+            yield place
+        finally:
+            self._places.put(place)
+
+    def _prepare(self, protocol: str, pool: ThreadPoolExecutor) -> Materials:
+        """Draw the birds, or build the emoji and train their matchers."""
+        folder = self.work / protocol
+        if birds := PROTOCOLS[protocol].birds:
+            return Materials(make_birds(folder, **birds, progress=True))
+        emoji.main([str(folder)])
+
+        def pretrain(file: Path, options: Sequence[object]) -> None:
+            if not file.is_file() or file.with_name(file.name + ".state").is_file():
+                words = ["-m", "vlm_plugin", "pretrain", "--data", folder, "--out", file, *options]
+                with self._place() as place:
+                    self._process(words, file.with_suffix(".txt"), place)
+
+        files = {folder.with_name(f"{protocol}.{name}"): options for name, options in MATCHERS.items()}
+        for future in [pool.submit(pretrain, *item) for item in files.items()]:
             future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in list(children):
-            child.terminate()  # it writes a checkpoint and ends
-        bar.close()
+        return Materials(folder, *files)
 
+    def _done(self, run: Run) -> set[int]:
+        return {leg["steps"] for leg in self._read(run).get("legs", ())}
 
-def _done(results: Path, run: Run) -> dict[int, dict[str, Any]]:
-    path = results / f"{run.name}.json"
-    return {leg["steps"]: leg for leg in json.loads(path.read_text())["legs"]} if path.is_file() else {}
+    def _read(self, run: Run) -> dict[str, Any]:
+        path = self.results / f"{run.name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
+    def _leg(self, run: Run, steps: int, materials: Materials, place: dict[str, str]) -> None:
+        """Train one run up to `steps` and keep its numbers."""
+        home, protocol, arm = self.work / run.name, PROTOCOLS[run.protocol], ARMS[run.arm]
+        home.mkdir(parents=True, exist_ok=True)
+        baseline, output = ROOT / "baselines" / run.baseline, home / "output.txt"
+        settings = yaml.safe_load((baseline / "cfg" / "synthetic.yml").read_text(encoding="utf-8"))
+        settings |= {"sample_every": 10**9, "workers": None if torch.cuda.is_available() else 0, **self.settings}
+        weights = {"lambda_vvm": arm.lambda_vvm * run.factor, "lambda_vlm": arm.lambda_vlm * run.factor}
+        settings["vlm"] |= {"terms": list(arm.terms) or None, **weights}
+        # A run scores itself: on the test split, by the packaged evaluator or its own matcher. Does the protocol ask
+        # for something else?
+        elsewhere, captions = protocol.split != "test" or materials.evaluator is not None, settings["evaluated"]
+        if elsewhere:
+            settings["evaluated"] = 2
+        (home / "settings.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        begun = next((path.parent for path in home.glob("*/checkpoint.pt")), None)
+        if begun is None:
+            which = ["--cfg", home / "settings.yml", "--data", materials.data, "--out", home, "--seed", run.seed]
+            which += ["--generator", baseline / "assets" / "birds.pt"] if protocol.from_start else ["--from-scratch"]
+            matcher = [] if materials.matcher is None else [materials.matcher]
+            if not arm.is_plain:
+                which += ["--vlm", *matcher]
+            elif matcher:
+                which += ["--text-encoder", *matcher]
+        else:
+            which = ["--resume", begun]
+        main = baseline / "main.py"
+        script = [ROOT / "benchmarks" / "alternatives.py", arm.alternative] if arm.alternative else [main]
+        self._process([*script, "--steps", steps, *which], output, place)
+        (folder,) = (path.parent for path in home.glob("*/checkpoint.pt"))
+        scored = home / f"scores-{steps}" if elsewhere else folder
+        if elsewhere:
+            words = ["-m", "vlm_plugin", "evaluate", folder, "--split", protocol.split, "--count", captions]
+            words += [] if materials.evaluator is None else ["--evaluator", materials.evaluator]
+            self._process([*words, "--out", scored], output, place)
+        evaluation = json.loads((scored / "evaluation.json").read_text(encoding="utf-8"))
+        rows = {row["name"]: {k: number["value"] for k, number in row["values"].items()} for row in evaluation["rows"]}
+        own = rows.pop(folder.name if elsewhere else "after")
+        leg = {"steps": steps, **own, "diversity": diversity(folder, materials.evaluator)}
+        manifest = evaluation["manifest"]
+        kept = ("data_digest", "split", "evaluator", "judge", "pictures", "device")
+        content = run._asdict() | ({} if arm.is_plain else {"weights": weights}) | {
+            "threads": place["OMP_NUM_THREADS"], "manifest": {name: manifest[name] for name in kept},
+            "versions": manifest["versions"], **rows,
+        }  # fmt: skip
+        if begun is None:
+            # From the pictures of the untrained state to the last checkpoint: training alone.
+            seconds = (folder / "checkpoint.pt").stat().st_mtime - (folder / "before.pt").stat().st_mtime
+            content["seconds_per_step"] = seconds / steps
+        earlier = self._read(run)
+        content |= {name: earlier[name] for name in ("seconds_per_step",) if name in earlier}
+        training.write_json(content | {"legs": [*earlier.get("legs", ()), leg]}, self.results / f"{run.name}.json")
 
-def _leg(
-    run: Run,
-    steps: int,
-    results: Path,
-    work: Path,
-    materials: Materials,
-    place: dict[str, str],
-    children: set[subprocess.Popen],
-    changes: dict[str, Any],
-) -> None:
-    """Train one run up to `steps` and keep its numbers."""
-    home, protocol, arm = work / run.name, PROTOCOLS[run.protocol], ARMS[run.arm]
-    home.mkdir(parents=True, exist_ok=True)
-    baseline = ROOT / "baselines" / run.baseline
-    settings = yaml.safe_load((baseline / "cfg" / "synthetic.yml").read_text(encoding="utf-8"))
-    settings |= {"sample_every": 10**9, "workers": None if torch.cuda.is_available() else 0, **changes}
-    settings["vlm"] |= {
-        "terms": list(arm.terms) or None,
-        "lambda_vvm": arm.lambda_vvm * run.factor,
-        "lambda_vlm": arm.lambda_vlm * run.factor,
-    }
-    # A run scores itself on the test split, by the packaged evaluator or its own matcher: does that suit the protocol?
-    scores_itself = protocol.split == "test" and materials.evaluator is None
-    captions = settings["evaluated"]
-    if not scores_itself:
-        settings["evaluated"] = 2
-    (home / "settings.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    begun = next((path.parent for path in home.glob("*/checkpoint.pt")), None)
-    start = ["--generator", baseline / "assets" / "birds.pt"] if protocol.from_start else ["--from-scratch"]
-    matcher = [] if materials.matcher is None else [materials.matcher]
-    match = ["--vlm", *matcher] if not arm.is_plain else ["--text-encoder", *matcher] if matcher else []
-    new = ["--cfg", home / "settings.yml", "--data", materials.data, "--out", home, "--seed", run.seed, *start, *match]
-    script = [ROOT / "benchmarks" / "alternatives.py", arm.alternative] if arm.alternative else [baseline / "main.py"]
-    output = home / "output.txt"
-    _process([*script, "--steps", steps, *(["--resume", begun] if begun else new)], output, place, work, children)
-    (folder,) = (path.parent for path in home.glob("*/checkpoint.pt"))
-    scored = folder
-    if not scores_itself:
-        scored = home / f"scores-{steps}"
-        words = [
-            "-m",
-            "vlm_plugin",
-            "evaluate",
-            folder,
-            "--split",
-            protocol.split,
-            "--count",
-            captions,
-            "--out",
-            scored,
-        ]
-        words += [] if materials.evaluator is None else ["--evaluator", materials.evaluator]
-        _process(words, output, place, work, children)
-    evaluation = json.loads((scored / "evaluation.json").read_text())
-    rows = {row["name"]: {k: number["value"] for k, number in row["values"].items()} for row in evaluation["rows"]}
-    own = rows.pop("after" if scores_itself else folder.name)
-    leg: dict[str, Any] = {"steps": steps, **own, "diversity": diversity(folder, materials.evaluator)}
-    path = results / f"{run.name}.json"
-    earlier = json.loads(path.read_text()) if path.is_file() else {"legs": []}
-    if begun is None:
-        # From the pictures of the untrained state to the last checkpoint: training alone.
-        seconds = (folder / "checkpoint.pt").stat().st_mtime - (folder / "before.pt").stat().st_mtime
-        earlier["seconds_per_step"] = seconds / steps
-    fixed = {name: evaluation["manifest"][name] for name in ("data_digest", "evaluator", "judge", "pictures", "device")}
-    content = run._asdict() | {"threads": place["OMP_NUM_THREADS"], "manifest": fixed, **rows}
-    content |= {"versions": evaluation["manifest"]["versions"], **earlier}
-    training.write_json(content | {"legs": [*earlier["legs"], leg]}, path)
-
-
-def _process(
-    words: Sequence[object], output: Path, place: dict[str, str], folder: Path, children: set[subprocess.Popen]
-) -> None:
-    """Run Python with these arguments to its end, and keep what it prints."""
-    with output.open("a") as file:
-        child = subprocess.Popen(
-            [sys.executable, *map(str, words)],
-            stdout=file,
-            stderr=file,
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT)} | place,
-        )
-        children.add(child)
-        status = child.wait()
-        children.discard(child)
-    if status:
-        raise RuntimeError(f"{output.parent.name} ended with status {status}: see {output}")
+    def _process(self, words: Sequence[object], output: Path, place: dict[str, str]) -> None:
+        """Run Python with these arguments to its end, and keep what it prints."""
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | place
+        with output.open("a") as file:
+            child = subprocess.Popen(
+                [sys.executable, *map(str, words)], stdout=file, stderr=file, cwd=self.work, env=environment
+            )
+            self._children.add(child)
+            status = child.wait()
+            self._children.discard(child)
+        if status:
+            raise RuntimeError(f"{output.parent.name} ended with status {status}: see {output}")
 
 
 @torch.no_grad()
@@ -316,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             Run(arguments.protocol, arguments.baseline, arm, seed, factor)
             for seed, arm, factor in itertools.product(arguments.seeds, arguments.arms, arguments.factors)
         ]
-        run_all(runs, RESULTS, work, arguments.jobs, until=arguments.until)
+        Grid(RESULTS, work, arguments.jobs).run(runs, arguments.until)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from benchmarks import quality
-from benchmarks.quality import run_all, spread_of
+from benchmarks.quality import Grid, spread_of
 from benchmarks.quality_plan import ARMS, PROTOCOLS, SHIPPED, Protocol, Run
 from benchmarks.quality_tables import MEASURES, fill, paired_t_test, table
 from vlm_plugin import TERMS
@@ -153,7 +153,7 @@ def test_a_grid_that_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def go(*legs: int, until: int | None = None) -> dict:
         protocol = Protocol("tiny", legs=legs, longer=9, birds=birds)
         monkeypatch.setitem(PROTOCOLS, "tiny", protocol)
-        run_all([run], tmp_path / "results", tmp_path / "work", jobs=1, settings=tiny.settings(), until=until)
+        Grid(tmp_path / "results", tmp_path / "work", jobs=1, settings=tiny.settings()).run([run], until)
         return json.loads(path.read_text())
 
     first = go(1, 2, until=1)
@@ -184,17 +184,16 @@ def test_a_recipe_is_chosen_on_the_validation_split(tmp_path: Path, monkeypatch:
     birds = {"train": 20, "validation": 12, "test": 10, "size": tiny.SIZE, "seed": 5}
     monkeypatch.setitem(PROTOCOLS, "tiny", Protocol("tiny", legs=(1,), birds=birds, split="validation"))
     runs = [Run("tiny", "dfgan", arm, 0, 2) for arm in ("DAMSM", "feature matching")]
-    run_all(runs, tmp_path / "results", tmp_path / "work", jobs=1, settings=tiny.settings())
+    Grid(tmp_path / "results", tmp_path / "work", jobs=1, settings=tiny.settings()).run(runs)
     for run, term, weight in zip(runs, ("damsm_w0", "features_local"), ("lambda_vlm", "lambda_vvm"), strict=True):
         result = json.loads((tmp_path / "results" / f"{run.name}.json").read_text())
-        assert (result["factor"], result["manifest"]["pictures"]) == (2, 10)
+        assert (result["factor"], result["manifest"]["pictures"], result["manifest"]["split"]) == (2, 10, "validation")
+        assert result["weights"][weight] == pytest.approx(2 * getattr(ARMS[run.arm], weight))
         assert result["legs"][0]["attribute_accuracy"] > 0
         (folder,) = (tmp_path / "work" / run.name).glob("0*")
         row = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
         assert row[term] > 0
         assert row[weight] == pytest.approx(2 * getattr(ARMS[run.arm], weight))
-        evaluation = json.loads((tmp_path / "work" / run.name / "scores-1" / "evaluation.json").read_text())
-        assert evaluation["manifest"]["split"] == "validation"
 
 
 def test_the_emoji_have_their_own_matcher_and_evaluator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +215,7 @@ def test_the_emoji_have_their_own_matcher_and_evaluator(tmp_path: Path, monkeypa
     monkeypatch.setitem(PROTOCOLS, "emoji", PROTOCOLS["emoji"]._replace(legs=(1,), longer=2))
     runs = [Run("emoji", "dfgan", arm, 0) for arm in ("plain", "both")]
     changes = tiny.settings(image_size=64)
-    run_all(runs, tmp_path / "results", tmp_path / "work", jobs=2, settings=changes)
+    Grid(tmp_path / "results", tmp_path / "work", jobs=2, settings=changes).run(runs)
     plain, both = (json.loads((tmp_path / "results" / f"{run.name}.json").read_text()) for run in runs)
     assert [leg["steps"] for leg in plain["legs"]] == [1, 2]
     assert [leg["steps"] for leg in both["legs"]] == [1]
