@@ -159,7 +159,8 @@ class Grid:
         home.mkdir(parents=True, exist_ok=True)
         baseline, output = ROOT / "baselines" / run.baseline, home / "output.txt"
         settings = yaml.safe_load((baseline / "cfg" / "synthetic.yml").read_text(encoding="utf-8"))
-        settings |= {"sample_every": 10**9, "workers": None if torch.cuda.is_available() else 0, **self.settings}
+        settings |= {"sample_every": 10**9, "workers": None if torch.cuda.is_available() else 0}
+        settings |= {**arm.changes, **self.settings}
         weights = {"lambda_vvm": arm.lambda_vvm * run.factor, "lambda_vlm": arm.lambda_vlm * run.factor}
         settings["vlm"] |= {"terms": list(arm.terms) or None, **weights}
         # A run scores itself: on the test split, by the packaged evaluator or its own matcher. Does the protocol ask

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from vlm_plugin import TERMS
@@ -57,6 +59,8 @@ class Arm(NamedTuple):
     """A loss of alternatives.py in the shipped one's place."""
     lambda_vvm: float = 0.1
     lambda_vlm: float = 0.4
+    changes: Mapping[str, float] = MappingProxyType({})
+    """To the settings of the run."""
 
     @property
     def is_plain(self) -> bool:
@@ -77,6 +81,7 @@ ARMS: dict[str, Arm] = {
     "vvm": Arm(_VISUAL),
     **{f"both minus {term}": Arm(tuple(other for other in TERMS if other != term)) for term in TERMS},
     "both, rougher views": Arm(TERMS, alternative="rougher-views"),
+    "both, generator rate x 2": Arm(TERMS, changes={"generator_lr": 4e-4}),
     "global contrastive": Arm(("vlm_global",), lambda_vlm=1.6),
     "DAMSM": Arm(alternative="damsm", lambda_vlm=0.4),
     "feature matching": Arm(alternative="feature-matching", lambda_vvm=0.1),
