@@ -74,7 +74,8 @@ def fill(page: str, results: Path) -> str:
     def block(found: re.Match[str]) -> str:
         return f"<!-- {found[1]} -->\n{tables.get(found[1], 'Not run yet.')}\n<!-- end -->"
 
-    return re.sub(r"<!-- ([a-z ]+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+    names = ["headline", "cost", *(f"{protocol} {baseline}" for protocol, baseline in _comparisons())]
+    return re.sub(rf"<!-- ({'|'.join(names)}) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
 def blocks(results: Path) -> list[tuple[tuple[str, str], str]]:
@@ -82,9 +83,13 @@ def blocks(results: Path) -> list[tuple[tuple[str, str], str]]:
     paired by seed."""
     return [
         ((protocol, baseline), _comparison(protocol, own))
-        for protocol, baseline in itertools.product(PROTOCOLS, BASELINES)
+        for protocol, baseline in _comparisons()
         if (own := _runs(results, protocol, baseline))
     ]
+
+
+def _comparisons() -> Iterable[tuple[str, str]]:
+    return itertools.product(PROTOCOLS, BASELINES)
 
 
 def headline(results: Path) -> str:
@@ -104,7 +109,7 @@ def headline(results: Path) -> str:
             over = differences(both, plain, "attribute_accuracy")
             gain = _number(over, "attribute_accuracy", sign="+")
             rows.append([f"{NAMES[baseline]}, {steps} steps", str(len(shared)), *values, gain, _p(over)])
-    return markdown_table(["", "seeds", *titles, "gain in accuracy", "p"], rows)
+    return markdown_table(["baseline", "seeds", *titles, "gain in accuracy", "p"], rows)
 
 
 def _runs(results: Path, protocol: str, baseline: str) -> list[dict[str, Any]]:

@@ -127,10 +127,11 @@ def test_a_page_is_filled_with_what_was_measured(tmp_path: Path) -> None:
         write(tmp_path, "plain", seed, {800: plain})
         write(tmp_path, "both", seed, {800: both}, factor=SHIPPED["dfgan"])
         write(tmp_path, "both", seed + 1, {800: 0.1}, factor=8)
-    page = "Before.\n<!-- headline -->\nold\n<!-- end -->\nBetween.\n<!-- scratch dfgan -->\n<!-- end -->\nAfter."
+    page = "Before.\n<!-- test command -->\n<!-- headline -->\nold\n<!-- end -->\nBetween.\n"
+    page += "<!-- scratch dfgan -->\n<!-- end -->\nAfter."
     filled = fill(page, tmp_path)
     assert fill(filled, tmp_path) == filled
-    assert filled.startswith("Before.\n<!-- headline -->\n|")
+    assert filled.startswith("Before.\n<!-- test command -->\n<!-- headline -->\n|")
     assert filled.endswith("<!-- end -->\nBetween.\n<!-- scratch dfgan -->\nNot run yet.\n<!-- end -->\nAfter.")
     row = next(line for line in filled.splitlines() if line.startswith("| DF-GAN"))
     assert row.startswith("| DF-GAN, 800 steps | 3 | 0.610 ± 0.010 -> 0.710 ± 0.017 |")
