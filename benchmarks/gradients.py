@@ -90,7 +90,7 @@ def _gradient(loss: Tensor, fake: Tensor) -> Tensor:
 def _weighted(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The gradients of the arms of quality.py, at their weights."""
     arms = {}
-    for name in ("both", "vlm", "vvm", "global contrastive"):
+    for name in ("both", "vlm", "vvm", "vlm_local alone", "global contrastive"):
         arm = ARMS[name]
         weights = {"vlm": arm.lambda_vlm, "vvm": arm.lambda_vvm}
         arms[f"arm {name}"] = torch.stack([weights[term[:3]] * found[term] for term in arm.terms]).sum(0)

@@ -61,6 +61,8 @@ class Arm(NamedTuple):
     lambda_vlm: float = 0.4
     changes: Mapping[str, float] = MappingProxyType({})
     """To the settings of the run."""
+    is_recipe: bool = False
+    """A variant of `both`, for the tuning protocol alone."""
 
     @property
     def is_plain(self) -> bool:
@@ -72,16 +74,17 @@ _TEXT = tuple(term for term in TERMS if term.startswith("vlm_"))
 _VISUAL = tuple(term for term in TERMS if term.startswith("vvm_"))
 # Of the arms' weights, what each baseline's cfg/synthetic.yml ships with; chosen with the tuning protocol.
 SHIPPED = {"dfgan": 1.0, "attngan": 1.0}
-# The weights of the alternatives give them the gradient at the picture that both halves have at the packaged start:
-# `--factors` multiplies each arm's weights.
+# The weights of the alternatives give them about the gradient at the picture that both halves have at the packaged
+# start (gradients.py). `--factors` multiplies each arm's weights.
 ARMS: dict[str, Arm] = {
     "plain": Arm(),
     "both": Arm(TERMS),
     "vlm": Arm(_TEXT),
     "vvm": Arm(_VISUAL),
     **{f"both minus {term}": Arm(tuple(other for other in TERMS if other != term)) for term in TERMS},
-    "both, rougher views": Arm(TERMS, alternative="rougher-views"),
-    "both, generator rate x 2": Arm(TERMS, changes={"generator_lr": 4e-4}),
+    "vlm_local alone": Arm(("vlm_local",), lambda_vlm=0.6),
+    "both, rougher views": Arm(TERMS, alternative="rougher-views", is_recipe=True),
+    "both, generator rate x 2": Arm(TERMS, changes={"generator_lr": 4e-4}, is_recipe=True),
     "global contrastive": Arm(("vlm_global",), lambda_vlm=1.6),
     "DAMSM": Arm(alternative="damsm", lambda_vlm=0.4),
     "feature matching": Arm(alternative="feature-matching", lambda_vvm=0.1),

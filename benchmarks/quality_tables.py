@@ -82,7 +82,7 @@ def blocks(results: Path) -> list[tuple[tuple[str, str], str]]:
     """(protocol, baseline) and the table of each comparison: mean and standard deviation over seeds, and differences
     paired by seed."""
     return [
-        ((protocol, baseline), _comparison(protocol, own))
+        ((protocol, baseline), _comparison(protocol, baseline, own))
         for protocol, baseline in _comparisons()
         if (own := _runs(results, protocol, baseline))
     ]
@@ -140,7 +140,7 @@ def _legs(runs: Iterable[dict[str, Any]]) -> dict[Row, dict[int, dict[str, Any]]
     return legs
 
 
-def _comparison(protocol: str, runs: Sequence[dict[str, Any]]) -> str:
+def _comparison(protocol: str, baseline: str, runs: Sequence[dict[str, Any]]) -> str:
     headline, legs = PROTOCOLS[protocol].headline, _legs(runs)
     measures = [m for m in MEASURES if any(m in leg for seeds in legs.values() for leg in seeds.values())]
     head = ["arm", "steps", "seeds", *(MEASURES[m][0] for m in measures), f"{MEASURES[headline][0]} over plain", "p"]
@@ -157,13 +157,28 @@ def _comparison(protocol: str, runs: Sequence[dict[str, Any]]) -> str:
         cost = f"{statistics.fmean(seconds):.2f}" if seconds else ""
         cells = [row.label, str(row.steps), str(len(legs[row])), *values, _number(over, headline, sign="+"), _p(over)]
         lines.append([*cells, cost])
-    missing = [arm for arm in ARMS if arm not in {row.arm for row in legs}]
     parts = [markdown_table([*head, "s a step"], lines)]
     if contrasts := _contrasts(protocol, legs, headline):
         parts.append(contrasts)
-    if missing:
-        parts.append(f"Not run: {', '.join(missing)}.")
+    if missing := _missing(protocol, baseline, legs):
+        parts.append(missing)
     return "\n\n".join(parts)
+
+
+def _missing(protocol: str, baseline: str, legs: Mapping[Row, dict[int, dict[str, Any]]]) -> str:
+    """Which arms have no run, and what one would take; of the tuning protocol, which has no such list, nothing."""
+    if PROTOCOLS[protocol].split != "test":
+        return ""
+    there = {row.arm for row in legs}
+    # alternatives.py trains DF-GAN alone; AttnGAN's plain arm has DAMSM itself.
+    arms = [n for n, arm in ARMS.items() if not arm.is_recipe and (baseline == "dfgan" or arm.alternative is None)]
+    missing = [name for name in arms if name not in there]
+    seconds = [leg["seconds_per_step"] for row in legs for leg in legs[row].values() if "seconds_per_step" in leg]
+    if not missing or not seconds:
+        return ""
+    steps = PROTOCOLS[protocol].legs[-1]
+    minutes = steps * max(seconds) / 60
+    return f"Not run: {', '.join(missing)}; at most {minutes:.0f} minutes of one core each for {steps} steps of a seed."
 
 
 def _contrasts(protocol: str, legs: Mapping[Row, dict[int, dict[str, Any]]], headline: str) -> str:

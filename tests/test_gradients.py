@@ -30,7 +30,7 @@ def test_arms_of_the_comparison_pull_about_as_hard(
     sizes = {cells[0].strip(): float(cells[1]) for cells in rows[2:]}
     assert all(size > 0 for size in sizes.values())
     assert set(TERMS) < set(sizes)
-    for name in ("global contrastive", "DAMSM", "feature matching"):
+    for name in ("vlm_local alone", "global contrastive", "DAMSM", "feature matching"):
         assert sizes[f"arm {name}"] == pytest.approx(sizes["arm both"], rel=0.25)
     weight = ARMS["global contrastive"].lambda_vlm
     assert sizes["arm global contrastive"] == pytest.approx(weight * sizes["vlm_global"], rel=0.02)

@@ -101,7 +101,10 @@ def test_the_table(tmp_path: Path) -> None:
     assert rows["plain", "1400"][1] == "0.500 ± 0.000"
     assert rows["real", ""][1:4] == ["", "", "0.700"]
     assert rows["before", ""][1] == "0.250"
+    # 800 steps at 0.8 seconds.
     assert "Not run: vlm, both minus vlm_local," in table(tmp_path)
+    assert "feature matching; at most 11 minutes of one core each for 800 steps of a seed." in table(tmp_path)
+    assert "rougher" not in table(tmp_path)
     assert table(tmp_path / "nothing") == ""
 
 
