@@ -75,7 +75,7 @@ _VISUAL = tuple(term for term in TERMS if term.startswith("vvm_"))
 # Of the arms' weights, what each baseline's cfg/synthetic.yml ships with; chosen with the tuning protocol.
 SHIPPED = {"dfgan": 1.0, "attngan": 1.0}
 # The weights of the alternatives give them about the gradient at the picture that both halves have at the packaged
-# start (gradients.py). `--factors` multiplies each arm's weights.
+# start (arms.py). `--factors` multiplies each arm's weights.
 ARMS: dict[str, Arm] = {
     "plain": Arm(),
     "both": Arm(TERMS),
