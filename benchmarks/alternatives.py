@@ -2,7 +2,7 @@
 
 python benchmarks/alternatives.py damsm --vlm ...                 everything that baselines/dfgan/main.py takes
 python benchmarks/alternatives.py feature-matching --vlm ...
-python benchmarks/alternatives.py rougher-views --vlm ...         the dual loss, on rougher random views
+python benchmarks/alternatives.py rougher-views --vlm ...         and other variants of the dual loss, see variants.py
 
 The first two see the very matcher and the very random views that the dual loss sees. The weight of `damsm` is the
 settings' `lambda_vlm`, that of `feature-matching`, which reads no caption, `lambda_vvm`. A contrastive loss
@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from baselines.attngan.losses import damsm_loss
 from baselines.dfgan.trainer import DFGAN
-from vlm_plugin import VLM, DualVLMLoss, Features
+from benchmarks import variants
+from vlm_plugin import VLM, Features
 from vlm_plugin.augment import RandomView
 from vlm_plugin.loss import LossOutput
 from vlm_plugin.tools import gan
@@ -75,18 +76,16 @@ class FeatureMatching(Alternative):
         return LossOutput(self.lambda_vvm * sum(terms.values()), {k: v.detach() for k, v in terms.items()})
 
 
-def rougher_views(matcher: VLM, settings: EasyDict) -> DualVLMLoss:
-    """The dual loss, with the matcher seeing each generated picture shifted farther and under more noise."""
-    loss = gan.dual_loss(matcher, settings)
-    loss.augment = RandomView(shift=0.15, noise=0.15)
-    return loss
-
-
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES: dict[str, Callable[[VLM, EasyDict], nn.Module]] = {
     "damsm": DAMSMLoss,
     "feature-matching": FeatureMatching,
-    "rougher-views": rougher_views,
+    "rougher-views": variants.rougher_views,
+    "sharper": variants.sharper,
+    "every-word": variants.EveryWord.build,
+    "swapped-words": variants.SwappedWords.build,
+    "floored": variants.Floored.build,
+    "judge": variants.JudgesOwn,
 }
 
 

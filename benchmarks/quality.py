@@ -155,51 +155,49 @@ class Grid:
 
     def _leg(self, run: Run, steps: int, materials: Materials, place: dict[str, str]) -> None:
         """Train one run up to `steps` and keep its numbers."""
-        home, protocol, arm = self.work / run.name, PROTOCOLS[run.protocol], ARMS[run.arm]
+        home = self.work / run.name
         home.mkdir(parents=True, exist_ok=True)
-        baseline, output = ROOT / "baselines" / run.baseline, home / "output.txt"
-        settings = yaml.safe_load((baseline / "cfg" / "synthetic.yml").read_text(encoding="utf-8"))
-        settings |= {"sample_every": 10**9, "workers": None if torch.cuda.is_available() else 0}
-        settings |= {**arm.changes, **self.settings}
-        weights = {"lambda_vvm": arm.lambda_vvm * run.factor, "lambda_vlm": arm.lambda_vlm * run.factor}
-        settings["vlm"] |= {"terms": list(arm.terms) or None, **weights}
+        begun = next((path.parent for path in home.glob("*/checkpoint.pt")), None)
+        settings, output = self._settings(run), home / "output.txt"
         # A run scores itself: on the test split, by the packaged evaluator or its own matcher. Does the protocol ask
         # for something else?
-        elsewhere, captions = protocol.split != "test" or materials.evaluator is not None, settings["evaluated"]
+        split, captions = PROTOCOLS[run.protocol].split, settings["evaluated"]
+        elsewhere = split != "test" or materials.evaluator is not None
         if elsewhere:
             settings["evaluated"] = 2
         (home / "settings.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-        begun = next((path.parent for path in home.glob("*/checkpoint.pt")), None)
-        if begun is None:
-            which = ["--cfg", home / "settings.yml", "--data", materials.data, "--out", home, "--seed", run.seed]
-            which += ["--generator", baseline / "assets" / "birds.pt"] if protocol.from_start else ["--from-scratch"]
-            matcher = [] if materials.matcher is None else [materials.matcher]
-            if not arm.is_plain:
-                which += ["--vlm", *matcher]
-            elif matcher:
-                which += ["--text-encoder", *matcher]
-        else:
-            which = ["--resume", begun]
-        main = baseline / "main.py"
-        script = [ROOT / "benchmarks" / "alternatives.py", arm.alternative] if arm.alternative else [main]
-        self._process([*script, "--steps", steps, *which], output, place)
+        self._process([*_training(run, home, begun, materials), "--steps", steps], output, place)
         (folder,) = (path.parent for path in home.glob("*/checkpoint.pt"))
         scored = home / f"scores-{steps}" if elsewhere else folder
         if elsewhere:
-            words = ["-m", "vlm_plugin", "evaluate", folder, "--split", protocol.split, "--count", captions]
+            words = ["-m", "vlm_plugin", "evaluate", folder, "--split", split, "--count", captions]
             words += [] if materials.evaluator is None else ["--evaluator", materials.evaluator]
             self._process([*words, "--out", scored], output, place)
+        self._keep(run, steps, folder, scored, diversity(folder, materials.evaluator), place, timed=begun is None)
+
+    def _settings(self, run: Run) -> dict[str, Any]:
+        """The baseline's shipped settings with the run's changes."""
+        shipped = ROOT / "baselines" / run.baseline / "cfg" / "synthetic.yml"
+        arm, settings = ARMS[run.arm], yaml.safe_load(shipped.read_text(encoding="utf-8"))
+        settings |= {"sample_every": 10**9, "workers": None if torch.cuda.is_available() else 0}
+        settings |= {**arm.changes, **self.settings}
+        settings["vlm"] |= {"terms": list(arm.terms) or None, **run.weights}
+        return settings
+
+    def _keep(
+        self, run: Run, steps: int, folder: Path, scored: Path, spread: float, place: dict[str, str], timed: bool
+    ) -> None:
+        """Add a leg's numbers to the run's JSON, out of its evaluation.json."""
         evaluation = json.loads((scored / "evaluation.json").read_text(encoding="utf-8"))
         rows = {row["name"]: {k: number["value"] for k, number in row["values"].items()} for row in evaluation["rows"]}
-        own = rows.pop(folder.name if elsewhere else "after")
-        leg = {"steps": steps, **own, "diversity": diversity(folder, materials.evaluator)}
+        leg = {"steps": steps, **rows.pop("after" if scored == folder else folder.name), "diversity": spread}
         manifest = evaluation["manifest"]
         kept = ("data_digest", "split", "evaluator", "judge", "pictures", "device")
-        content = run._asdict() | ({} if arm.is_plain else {"weights": weights}) | {
+        content = run._asdict() | ({} if ARMS[run.arm].is_plain else {"weights": run.weights}) | {
             "threads": place["OMP_NUM_THREADS"], "manifest": {name: manifest[name] for name in kept},
             "versions": manifest["versions"], **rows,
         }  # fmt: skip
-        if begun is None:
+        if timed:
             # From the pictures of the untrained state to the last checkpoint: training alone.
             seconds = (folder / "checkpoint.pt").stat().st_mtime - (folder / "before.pt").stat().st_mtime
             content["seconds_per_step"] = seconds / steps
@@ -219,6 +217,23 @@ class Grid:
             self._children.discard(child)
         if status:
             raise RuntimeError(f"{output.parent.name} ended with status {status}: see {output}")
+
+
+def _training(run: Run, home: Path, begun: Path | None, materials: Materials) -> list[object]:
+    """Script and arguments, but for `--steps`, that train a run in `home`, or go on with its folder `begun`."""
+    arm, baseline = ARMS[run.arm], ROOT / "baselines" / run.baseline
+    script = [ROOT / "benchmarks" / "alternatives.py", arm.alternative] if arm.alternative else [baseline / "main.py"]
+    if begun is not None:
+        return [*script, "--resume", begun]
+    words = [*script, "--cfg", home / "settings.yml", "--data", materials.data, "--out", home, "--seed", run.seed]
+    from_start = PROTOCOLS[run.protocol].from_start
+    words += ["--generator", baseline / "assets" / "birds.pt"] if from_start else ["--from-scratch"]
+    matcher = [] if materials.matcher is None else [materials.matcher]
+    if not arm.is_plain:
+        words += ["--vlm", *matcher]
+    elif matcher:
+        words += ["--text-encoder", *matcher]
+    return words
 
 
 @torch.no_grad()

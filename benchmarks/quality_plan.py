@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -62,7 +63,7 @@ class Arm(NamedTuple):
     changes: Mapping[str, float] = MappingProxyType({})
     """To the settings of the run."""
     is_recipe: bool = False
-    """A variant of `both`, for the tuning protocol alone."""
+    """For the tuning protocol alone."""
 
     @property
     def is_plain(self) -> bool:
@@ -84,7 +85,15 @@ ARMS: dict[str, Arm] = {
     **{f"both minus {term}": Arm(tuple(other for other in TERMS if other != term)) for term in TERMS},
     "vlm_local alone": Arm(("vlm_local",), lambda_vlm=0.6),
     "both, rougher views": Arm(TERMS, alternative="rougher-views", is_recipe=True),
+    "both, sharper": Arm(TERMS, alternative="sharper", is_recipe=True),
+    "both, every word": Arm(TERMS, alternative="every-word", is_recipe=True),
+    "both, swapped words": Arm(TERMS, alternative="swapped-words", is_recipe=True),
+    "both, floored": Arm(TERMS, alternative="floored", is_recipe=True),
     "both, generator rate x 2": Arm(TERMS, changes={"generator_lr": 4e-4}, is_recipe=True),
+    "both, rates x 2": Arm(TERMS, changes={"generator_lr": 4e-4, "discriminator_lr": 8e-4}, is_recipe=True),
+    "plain, generator rate x 2": Arm(changes={"generator_lr": 4e-4}, is_recipe=True),
+    "plain, rates x 2": Arm(changes={"generator_lr": 4e-4, "discriminator_lr": 8e-4}, is_recipe=True),
+    "the judge's own loss*": Arm(alternative="judge", lambda_vlm=1.1, is_recipe=True),
     "global contrastive": Arm(("vlm_global",), lambda_vlm=1.6),
     "DAMSM": Arm(alternative="damsm", lambda_vlm=0.4),
     "feature matching": Arm(alternative="feature-matching", lambda_vvm=0.1),
@@ -105,7 +114,14 @@ class Run(NamedTuple):
     def name(self) -> str:
         """Name of its files."""
         weights = "" if self.factor == 1 else f"-x{self.factor:g}"
-        return f"{self.protocol}-{self.baseline}-{self.arm.replace(',', '').replace(' ', '-')}{weights}-{self.seed}"
+        arm = re.sub(r"[^\w ]", "", self.arm).replace(" ", "-")
+        return f"{self.protocol}-{self.baseline}-{arm}{weights}-{self.seed}"
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Settings of the dual loss."""
+        arm = ARMS[self.arm]
+        return {"lambda_vvm": arm.lambda_vvm * self.factor, "lambda_vlm": arm.lambda_vlm * self.factor}
 
     @property
     def legs(self) -> tuple[int, ...]:

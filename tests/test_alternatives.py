@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
 import tiny
 import torch
 from easydict import EasyDict
+from torch import Tensor, nn
 
 from baselines.attngan.losses import damsm_loss
-from benchmarks.alternatives import DAMSMLoss, FeatureMatching, rougher_views
-from vlm_plugin import VLM, Features
+from benchmarks import variants
+from benchmarks.alternatives import DAMSMLoss, FeatureMatching
+from vlm_plugin import TERMS, VLM, DualVLMLoss, Features
+from vlm_plugin.data.birds import ATTRIBUTES, read_caption
+from vlm_plugin.matching import context_cosines, global_scores, local_scores, matched_loss
 from vlm_plugin.tools import gan
+from vlm_plugin.tools.judge import Judge
 
 
 def world(augment: bool = False) -> tuple[VLM, EasyDict, torch.Tensor, torch.Tensor]:
@@ -19,7 +29,7 @@ def world(augment: bool = False) -> tuple[VLM, EasyDict, torch.Tensor, torch.Ten
 
 
 def captions(matcher: VLM) -> Features:
-    return matcher.encode_text(["a red bird", "a small bird with black wings", "a bird with a blue crown"])
+    return matcher.encode_text(["a bird with red wings", "a small bird with black wings", "a bird with a blue crown"])
 
 
 def test_feature_matching_against_loops() -> None:
@@ -62,8 +72,113 @@ def test_generated_pictures_alone_are_seen_in_random_views() -> None:
 def test_rougher_views_are_rougher() -> None:
     matcher, settings, fake, _ = world(augment=True)
     settings.vlm.terms = None
-    loss = rougher_views(matcher, settings)
+    loss = variants.rougher_views(matcher, settings)
     usual = gan.dual_loss(matcher, settings)
     assert loss.terms == usual.terms
     flat = torch.zeros_like(fake)
     assert loss.augment(flat).std() > 4 * usual.augment(flat).std()
+
+
+def variant(build: Callable[[VLM, EasyDict], nn.Module]) -> tuple[nn.Module, VLM, Features, Tensor, Tensor]:
+    """A variant at weights .1 and .4 that has heard three captions, with their features and pictures."""
+    matcher, settings, fake, real = world()
+    settings.vlm.terms = None
+    loss = build(matcher, settings)
+    loss.lambda_vvm, loss.lambda_vlm = 0.1, 0.4
+    return loss, matcher, captions(matcher), fake, real
+
+
+def test_a_sharper_local_term() -> None:
+    loss, matcher, text, fake, real = variant(variants.sharper)
+    usual = DualVLMLoss(matcher, lambda_vvm=0.1, lambda_vlm=0.4, gamma3_local=100.0)
+    torch.testing.assert_close(loss(fake, text, real).total, usual(fake, text, real).total)
+
+
+def test_scores_that_count_every_word_against_loops() -> None:
+    loss, matcher, text, fake, real = variant(variants.EveryWord.build)
+    assert (loss.gamma2, loss.gamma3_local) == (1.0, 100.0)
+    image = matcher.encode_image(fake)
+    cosines = context_cosines(image, text, loss.gamma1).detach()
+    expected = torch.zeros(3, 3)
+    for i, j in itertools.product(range(3), repeat=2):
+        words = [float(cosines[i, j, k]) for k in range(text.mask.shape[1]) if text.mask[j, k]]
+        expected[i, j] = math.log(sum(math.exp(cosine) for cosine in words) / len(words))
+    torch.testing.assert_close(loss.local_scores(image, text), expected)
+    terms = loss(fake, text, real, class_ids=torch.arange(3)).terms
+    torch.testing.assert_close(terms["vlm_local"], matched_loss(expected, 100.0))
+    usual = DualVLMLoss(matcher, lambda_vvm=0.1, lambda_vlm=0.4)(fake, text, real, class_ids=torch.arange(3)).terms
+    for name in ("vlm_global", "vvm_global", "vlm_general", "vvm_general"):
+        torch.testing.assert_close(terms[name], usual[name])
+    assert not torch.isclose(terms["vvm_local"], usual["vvm_local"])
+
+
+def test_swapped_words_are_negatives_of_their_own_picture() -> None:
+    loss, matcher, text, fake, real = variant(variants.SwappedWords.build)
+    count = variants.SwappedWords.TWINS
+    ids = torch.tensor([5, 2, 5])
+    total, terms = loss(fake, text, real, class_ids=ids)
+    image, twins = matcher.encode_image(fake), loss.twins
+    assert len(twins.pooled) == 3 * count
+    assert all((twins.pooled[count * i + k] - text.pooled[i]).norm() > 0 for i in range(3) for k in range(count))
+    for name, score, gamma in (("vlm_local", local_scores, 50.0), ("vlm_global", global_scores, 10.0)):
+        table, wrong = gamma * score(image, text), gamma * score(image, twins)
+        expected = 0.0
+        for i in range(3):
+            others = [j for j in range(3) if ids[j] != ids[i]]
+            row = [table[i, i], *(table[i, j] for j in others), *(wrong[i, count * i + k] for k in range(count))]
+            column = [table[i, i], *(table[j, i] for j in others)]
+            expected += sum(torch.stack(x).logsumexp(0) - table[i, i] for x in (row, column)) / 3
+        torch.testing.assert_close(terms[name], expected.detach())
+    usual = DualVLMLoss(matcher, lambda_vvm=0.1, lambda_vlm=0.4)(fake, text, real, class_ids=ids).terms
+    for name in ("vvm_local", "vvm_global", "vlm_general", "vvm_general"):
+        torch.testing.assert_close(terms[name], usual[name])
+    weighted = sum((0.4 if name.startswith("vlm") else 0.1) * value for name, value in terms.items())
+    torch.testing.assert_close(total.detach(), weighted)
+
+
+def test_a_floored_loss_against_loops() -> None:
+    loss, matcher, text, fake, real = variant(variants.Floored.build)
+    ids = torch.tensor([5, 2, 5])
+    total, terms = loss(fake, text, real, class_ids=ids)
+    image, view, true = (matcher.encode_image(x) for x in (fake, real.flip(3), real))
+    for half, anchor, kind in (("vlm", text, "caption"), ("vvm", true, "image")):
+        for level, score, gamma in (("local", local_scores, 50.0), ("global", global_scores, 10.0)):
+            expected = 0.0
+            for i, turned in itertools.product(range(3), (False, True)):
+                values = []
+                for rows in (image, view):
+                    table = gamma * score(rows, anchor)
+                    table = table.T if turned else table
+                    row = [table[i, j] for j in range(3) if j == i or ids[j] != ids[i]]
+                    values.append(torch.stack(row).logsumexp(0) - table[i, i])
+                expected += max(float(values[0] - values[1]), 0.0) / 3
+            assert float(terms[f"{half}_{level}"]) == pytest.approx(expected, abs=1e-4)
+        values = [-matcher.scorer(rows, anchor, kind).sigmoid().log() for rows in (image, view)]
+        expected = sum(max(float(a - b), 0.0) for a, b in zip(*values, strict=True)) / 3
+        assert float(terms[f"{half}_general"]) == pytest.approx(expected, abs=1e-5)
+    weighted = sum((0.4 if name.startswith("vlm") else 0.1) * value for name, value in terms.items())
+    torch.testing.assert_close(total.detach(), weighted)
+    assert torch.autograd.grad(total, fake)[0].abs().sum() > 0
+
+
+def test_a_picture_as_good_as_the_real_one_has_no_floored_gradient() -> None:
+    loss, _, text, _, real = variant(variants.Floored.build)
+    fake = real.flip(3).requires_grad_()
+    total, terms = loss(fake, text, real, class_ids=torch.arange(3))
+    assert set(terms) == set(TERMS)
+    assert all(float(value) == 0 for value in terms.values())
+    assert torch.autograd.grad(total, fake)[0].abs().sum() == 0
+
+
+def test_the_judges_own_loss_against_loops() -> None:
+    loss, _, text, fake, real = variant(variants.JudgesOwn)
+    assert not list(loss.parameters())
+    total, terms = loss(fake, text, real)
+    logits, expected = Judge.load()(fake), 0.0
+    assert len(loss.captions) == 3
+    for row, caption in enumerate(loss.captions):
+        named = read_caption(caption)
+        rows = [-logits[a][row].log_softmax(0)[ATTRIBUTES[a].index(value)] for a, value in named.items()]
+        expected += sum(rows) / len(rows) / len(loss.captions)
+    torch.testing.assert_close(total, 0.4 * expected)
+    torch.testing.assert_close(terms["judge"], expected.detach())

@@ -53,7 +53,14 @@ def test_arms_differ_in_terms_alone() -> None:
     assert not set(vlm) & set(vvm)
     for term in TERMS:
         assert {*ARMS[f"both minus {term}"].terms, term} == set(TERMS)
-    assert [name for name, arm in ARMS.items() if arm.is_plain] == ["plain"]
+    assert [name for name, arm in ARMS.items() if arm.is_plain and not arm.is_recipe] == ["plain"]
+
+
+def test_names_of_files() -> None:
+    assert Run("tuning", "dfgan", "the judge's own loss*", 3).name == "tuning-dfgan-the-judges-own-loss-3"
+    assert Run("tuning", "dfgan", "both, rates x 2", 0, 2.0).name == "tuning-dfgan-both-rates-x-2-x2-0"
+    names = {Run("tuning", "dfgan", arm, 0).name for arm in ARMS}
+    assert len(names) == len(ARMS)
 
 
 @pytest.mark.parametrize("baseline", ["dfgan", "attngan"])

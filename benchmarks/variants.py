@@ -1,0 +1,206 @@
+"""Variants of the dual loss that were tried on the validation split; alternatives.py trains DF-GAN with them.
+
+None of them ships: docs/results.md has what they brought. `JudgesOwn` is no loss to train with at all. It says what a
+matcher could bring at best that saw as the judge sees.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from easydict import EasyDict
+from torch import Tensor
+
+from vlm_plugin import VLM, DualVLMLoss, Features
+from vlm_plugin.augment import RandomView
+from vlm_plugin.data.birds import read_caption, said_by, swap_caption
+from vlm_plugin.loss import LossOutput
+from vlm_plugin.matching import (
+    at_least_float32,
+    context_cosines,
+    contrastive_loss,
+    general_loss,
+    global_scores,
+    local_scores,
+)
+from vlm_plugin.tools import gan
+from vlm_plugin.tools.judge import Judge
+
+
+def rougher_views(matcher: VLM, settings: EasyDict) -> DualVLMLoss:
+    """The dual loss, with the matcher seeing each generated picture shifted farther and under more noise."""
+    loss = gan.dual_loss(matcher, settings)
+    loss.augment = RandomView(shift=0.15, noise=0.15)
+    return loss
+
+
+def sharper(matcher: VLM, settings: EasyDict) -> DualVLMLoss:
+    """The dual loss with `gamma3_local` of 100 in place of 50."""
+    loss = gan.dual_loss(matcher, settings)
+    loss.gamma3_local = 100.0
+    return loss
+
+
+class EveryWord(DualVLMLoss):
+    """The dual loss with a local score that counts every word.
+
+    `S_local = (1 / gamma2) * log mean_j exp(gamma2 * cos(c_j, a_j))` with gamma2 = 1 in place of 5, at which the few
+    words that match best make up nearly all of the score; the mean in place of the sum keeps long captions from scoring
+    high; gamma3_local = 100. Source: ours.
+    """
+
+    @classmethod
+    def build(cls, matcher: VLM, settings: EasyDict) -> EveryWord:
+        return _like(gan.dual_loss(matcher, settings), cls, matcher, gamma2=1.0, gamma3_local=100.0)
+
+    def _posterior(self, scores: Callable[[Features, Features], Tensor], *arguments: object) -> Tensor:
+        if scores is not global_scores:
+            scores = self.local_scores
+        return super()._posterior(scores, *arguments)
+
+    def local_scores(self, image: Features, anchor: Features) -> Tensor:
+        """`(B, B')` scores of every image with every anchor."""
+        return every_word_scores(image, anchor, self.gamma1, self.gamma2)
+
+
+@at_least_float32
+def every_word_scores(image: Features, anchor: Features, gamma1: float, gamma2: float) -> Tensor:
+    """See `EveryWord`; arguments and shapes as of `matching.local_scores`."""
+    cosine = context_cosines(image, anchor, gamma1).masked_fill(~anchor.mask[None], float("-inf"))
+    return (torch.logsumexp(gamma2 * cosine, dim=-1) - anchor.mask.sum(1).log()) / gamma2
+
+
+class SwappedWords(DualVLMLoss):
+    """The dual loss in which each picture also has to tell its caption from twins of it with one value exchanged.
+
+    They are `TWINS` more negatives of -log P(caption | picture), at the local and the global level. Source: ours,
+    after the matcher's pretraining.
+    """
+
+    TWINS = 3
+
+    @classmethod
+    def build(cls, matcher: VLM, settings: EasyDict) -> SwappedWords:
+        loss = _like(gan.dual_loss(matcher, settings), cls, matcher)
+        rng, encode = random.Random(0), matcher.encode_tokens
+
+        def hear(captions: list[str]) -> None:
+            twins = [_twin(caption, rng) for caption in captions for _ in range(cls.TWINS)]
+            loss.twins = encode(*matcher.vocabulary.encode_batch(twins, matcher.max_words)).detach()
+
+        _listen(matcher, hear)
+        return loss
+
+    def _posterior(
+        self,
+        scores: Callable[[Features, Features], Tensor],
+        temperature: float,
+        image: tuple[Features, Features],
+        anchor: tuple[Features, Features],
+        groups: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        images, anchors = image[0], anchor[0]
+        if anchors is not self._captions:
+            return super()._posterior(scores, temperature, image, anchor, groups)
+        batch = len(images.pooled)
+        own = torch.arange(batch, device=images.pooled.device)
+        table = temperature * scores(images, anchors)
+        wrong = temperature * scores(images, self.twins).unflatten(1, (batch, self.TWINS))[own, own]
+        excluded = groups[0][:, None] == groups[1][None, :]
+        return contrastive_loss(
+            torch.cat([table, wrong], 1), own, F.pad(excluded, (0, self.TWINS), value=False)
+        ) + contrastive_loss(table.T, own, excluded.T)
+
+    def _check_text(self, *arguments: object) -> Features:
+        self._captions = super()._check_text(*arguments)
+        return self._captions
+
+
+def _twin(caption: str, rng: random.Random) -> str:
+    said = read_caption(caption)
+    return swap_caption(caption, list(said), said, rng)[0]
+
+
+class Floored(DualVLMLoss):
+    """The dual loss as far as it lies above that of real pictures, row by row.
+
+    Each of a term's rows l_i is replaced by max(l_i - f_i, 0), where f_i is the same row with another view of the real
+    picture in place of the generated one: a picture that matches as well as the real one has no gradient. One process
+    alone. Source: ours.
+    """
+
+    @classmethod
+    def build(cls, matcher: VLM, settings: EasyDict) -> Floored:
+        return _like(gan.dual_loss(matcher, settings), cls, matcher)
+
+    def forward(self, fake: Tensor, text: Features, real: Tensor, *, class_ids: Tensor) -> LossOutput:
+        """See `DualVLMLoss.forward`."""
+        self._freeze()
+        view = self.augment or torch.nn.Identity()
+        image = self._encode(view(fake))
+        with torch.no_grad():
+            floor, true = self._encode(view(real.flip(3))), self._encode(real)
+        excluded = (class_ids[:, None] == class_ids[None, :]).to(fake.device)
+        total, terms = fake.new_zeros(()), {}
+        for name in self.terms:
+            half, level = name.split("_")
+            anchor = text if half == "vlm" else true
+            rows, least = (self.rows(level, images, anchor, half, excluded) for images in (image, floor))
+            value = F.relu(rows - least.detach()).mean(1).sum()
+            total = total + (self.lambda_vlm if half == "vlm" else self.lambda_vvm) * value
+            terms[name] = value.detach()
+        return LossOutput(total, terms)
+
+    def rows(self, level: str, image: Features, anchor: Features, half: str, excluded: Tensor) -> Tensor:
+        """`(directions, B)`: what a term is the mean of."""
+        if level == "general":
+            logits = self.scorer(image, anchor, "caption" if half == "vlm" else "image")
+            return torch.stack([general_loss(logit[None]) for logit in logits])[None]
+        if level == "local":
+            table = self.gamma3_local * local_scores(image, anchor, self.gamma1, self.gamma2)
+        else:
+            table = self.gamma3 * global_scores(image, anchor)
+        table = table.masked_fill(excluded & ~torch.eye(len(table), dtype=torch.bool, device=table.device), -torch.inf)
+        return torch.stack([-table.log_softmax(dim).diagonal() for dim in (1, 0)])
+
+
+class JudgesOwn(torch.nn.Module):
+    """The judge's own cross-entropy on the attributes that the captions name, averaged over those of each caption.
+
+    What it brings is circular by design: the measure trains the generator. That makes it a bound on what agreement
+    can be taught in so many steps. Called as the dual loss is; its weight is `lambda_vlm`.
+    """
+
+    def __init__(self, matcher: VLM, settings: EasyDict) -> None:
+        super().__init__()
+        self._judge = (Judge.load(),)
+        self._augment = RandomView() if settings.vlm.augment else torch.nn.Identity()
+        self.lambda_vvm = self.lambda_vlm = 0.0
+        self.captions: list[str] = []
+        _listen(matcher, lambda captions: setattr(self, "captions", captions))
+
+    def forward(self, fake: Tensor, text: Features, real: Tensor, *, class_ids: Tensor | None = None) -> LossOutput:
+        """See `DualVLMLoss.forward`; the captions are those that were encoded last, and `fake` alone is read."""
+        values, named = (part.to(fake.device) for part in said_by(self.captions))
+        logits = self._judge[0](self._augment(fake)).values()
+        rows = torch.stack([F.cross_entropy(x, v, reduction="none") for x, v in zip(logits, values.T, strict=True)], 1)
+        loss = ((rows * named).sum(1) / named.sum(1)).mean()
+        return LossOutput(self.lambda_vlm * loss, {"judge": loss.detach()})
+
+
+def _like(usual: DualVLMLoss, variant: type[DualVLMLoss], matcher: VLM, **changes: float) -> DualVLMLoss:
+    return variant(matcher, lambda_vvm=0.0, lambda_vlm=0.0, augment=usual.augment, terms=usual.terms, **changes)
+
+
+def _listen(matcher: VLM, hear: Callable[[list[str]], None]) -> None:
+    """Hand every batch of captions to `hear` when it is encoded: a loss is given their features alone."""
+    encode, words = matcher.encode_tokens, matcher.vocabulary.words
+
+    def encode_tokens(tokens: Tensor, lengths: Tensor) -> Features:
+        hear([" ".join(words[i] for i in row[:n]) for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)])
+        return encode(tokens, lengths)
+
+    matcher.encode_tokens = encode_tokens
