@@ -2,7 +2,7 @@
 
 python benchmarks/quality.py run --jobs 2         trains what has no result yet; can be killed and started again
 python benchmarks/quality.py table                every table; `page FILE` fills them into docs/results.md, README.md
-python benchmarks/quality.py pictures FILE        captions as the arms of seed 0 draw them, at the same noise
+python benchmarks/quality.py pictures FILE        captions as the arms of one seed draw them, at the same noise
 
 Every run is `baselines/<name>/main.py` in a process of its own (`alternatives.py` for the losses that are not ours),
 with the shipped settings but for the terms of the loss and their weights. Its numbers are those of an evaluation.json,
@@ -34,7 +34,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import emoji
-from benchmarks.quality_plan import ARMS, PROTOCOLS, Run
+from benchmarks.quality_plan import ARMS, EARLIER, PROTOCOLS, SHIPPED, Run
 from benchmarks.quality_tables import BASELINES, fill, table
 from vlm_plugin import VLM, Features
 from vlm_plugin.data import make_birds, open_split
@@ -180,6 +180,7 @@ class Grid:
         shipped = ROOT / "baselines" / run.baseline / "cfg" / "synthetic.yml"
         arm, settings = ARMS[run.arm], yaml.safe_load(shipped.read_text(encoding="utf-8"))
         settings |= {"sample_every": 10**9, "workers": None if torch.cuda.is_available() else 0}
+        settings |= {} if PROTOCOLS[run.protocol].shipped else EARLIER[run.baseline]
         settings |= {**arm.changes, **self.settings}
         settings["vlm"] |= {"terms": list(arm.terms) or None, **run.weights}
         return settings
@@ -273,25 +274,31 @@ def spread_of(features: Tensor) -> float:
     return float(torch.pdist(features).mean())
 
 
-def pictures(path: Path, work: Path, protocol: str, baseline: str, arms: Sequence[str]) -> None:
-    """Write the shown captions as each arm of seed 0 draws them."""
+def pictures(path: Path, work: Path, runs: Sequence[Run]) -> None:
+    """Write the shown captions as each run draws them.
+
+    Raises:
+        FileNotFoundError: a run without pictures in `work`.
+    """
     columns: dict[str, list[Tensor]] = {}
     captions: list[str] = []
-    for arm in arms:
-        home = work / Run(protocol, baseline, arm, 0).name
-        newest = max(home.glob("*/report.pt"), key=lambda file: file.stat().st_mtime)
-        content = torch.load(newest, weights_only=True)
+    for run in runs:
+        reports = list((work / run.name).glob("*/report.pt"))
+        if not reports:
+            raise FileNotFoundError(f"{work / run.name}: expected a finished run with report.pt: train it first")
+        content = torch.load(max(reports, key=lambda file: file.stat().st_mtime), weights_only=True)
         captions = content["captions"]
         own = "after" if "after" in content["pictures"] else next(n for n in content["pictures"] if n != "real")
-        for name, column in (("real", "real"), ("before", "before"), (own, arm)):
+        for name, column in (("real", "real"), ("before", "before"), (own, run.arm)):
             if name in content["pictures"]:
                 columns.setdefault(column, [from_bytes(rows[:3]) for rows in content["pictures"][name]])
-    order = [name for name in ("real", "before", *arms) if name in columns]
+    order = [name for name in ("real", "before", *(run.arm for run in runs)) if name in columns]
     sample_sheet(path, captions, {name: columns[name] for name in order})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The four commands."""
+    factors = f"those that ship: {SHIPPED}; 1 in protocols that keep earlier weights"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "table", "page", "pictures"))
     parser.add_argument("file", nargs="?", type=Path, help="of page and pictures")
@@ -299,12 +306,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--baseline", choices=BASELINES, default="dfgan")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["both", "plain", "vlm", "vvm"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--factors", nargs="+", type=float, default=[1.0], help="on the weights of the arms")
+    parser.add_argument("--factors", nargs="+", type=float, help=f"on the weights of the arms (default: {factors})")
     parser.add_argument("--until", type=int, metavar="STEPS", help="leave longer legs for another time")
     parser.add_argument("--jobs", type=int, default=max(torch.cuda.device_count(), 1), help="runs at a time")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="where run folders are made")
     arguments = parser.parse_args(argv)
     work = arguments.work.resolve()
+    usual = SHIPPED[arguments.baseline] if PROTOCOLS[arguments.protocol].shipped else 1.0
+    runs = [
+        Run(arguments.protocol, arguments.baseline, arm, seed, 1.0 if ARMS[arm].is_plain else factor)
+        for seed, arm, factor in itertools.product(arguments.seeds, arguments.arms, arguments.factors or [usual])
+    ]
     if arguments.command == "table":
         print(table(RESULTS))
     elif arguments.command in ("page", "pictures") and arguments.file is None:
@@ -313,12 +325,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         page = arguments.file.read_text(encoding="utf-8")
         arguments.file.write_text(fill(page, RESULTS), encoding="utf-8")
     elif arguments.command == "pictures":
-        pictures(arguments.file, work, arguments.protocol, arguments.baseline, arguments.arms)
+        pictures(arguments.file, work, [run for run in runs if run.seed == arguments.seeds[0]])
     else:
-        runs = [
-            Run(arguments.protocol, arguments.baseline, arm, seed, factor)
-            for seed, arm, factor in itertools.product(arguments.seeds, arguments.arms, arguments.factors)
-        ]
         Grid(RESULTS, work, arguments.jobs).run(runs, arguments.until)
 
 

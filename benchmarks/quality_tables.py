@@ -159,17 +159,13 @@ def _comparison(protocol: str, baseline: str, runs: Sequence[dict[str, Any]]) ->
         cells = [row.label, str(row.steps), str(len(legs[row])), *values, _number(over, headline, sign="+"), _p(over)]
         lines.append([*cells, cost])
     parts = [markdown_table([*head, "s a step"], lines)]
-    if contrasts := _contrasts(protocol, legs, headline):
-        parts.append(contrasts)
-    if missing := _missing(protocol, baseline, legs):
-        parts.append(missing)
-    return "\n\n".join(parts)
+    if PROTOCOLS[protocol].split == "test":
+        parts += [_contrasts(protocol, legs, headline), _missing(protocol, baseline, legs)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _missing(protocol: str, baseline: str, legs: Mapping[Row, dict[int, dict[str, Any]]]) -> str:
-    """Which arms have no run, and what one would take; of the tuning protocol, which has no such list, nothing."""
-    if PROTOCOLS[protocol].split != "test":
-        return ""
+    """Which arms have no run, and what one would take."""
     there = {row.arm for row in legs}
     # alternatives.py trains DF-GAN alone; AttnGAN's plain arm has DAMSM itself.
     arms = [n for n, arm in ARMS.items() if not arm.is_recipe and (baseline == "dfgan" or arm.alternative is None)]

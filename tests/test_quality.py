@@ -200,7 +200,7 @@ def test_a_recipe_is_chosen_on_the_validation_split(tmp_path: Path, monkeypatch:
         result = json.loads((tmp_path / "results" / f"{run.name}.json").read_text())
         assert (result["factor"], result["manifest"]["pictures"], result["manifest"]["split"]) == (2, 10, "validation")
         assert result["weights"][weight] == pytest.approx(2 * getattr(ARMS[run.arm], weight))
-        assert result["legs"][0]["attribute_accuracy"] > 0
+        assert result["legs"][0]["frechet_distance"] > 0
         (folder,) = (tmp_path / "work" / run.name).glob("0*")
         row = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
         assert row[term] > 0
@@ -237,5 +237,7 @@ def test_the_emoji_have_their_own_matcher_and_evaluator(tmp_path: Path, monkeypa
         assert leg.keys() == {"steps", *MEASURES} - {"attribute_accuracy"}
     assert "R-precision over plain" in table(tmp_path / "results")
     sheet = tmp_path / "sheet.png"
-    quality.pictures(sheet, tmp_path / "work", "emoji", "dfgan", ["plain", "both"])
+    quality.pictures(sheet, tmp_path / "work", [Run("emoji", "dfgan", arm, 0) for arm in ("plain", "both")])
+    with pytest.raises(FileNotFoundError, match="emoji-dfgan-vvm-0: expected a finished run"):
+        quality.pictures(sheet, tmp_path / "work", [Run("emoji", "dfgan", "vvm", 0)])
     assert Image.open(sheet).width > 64
