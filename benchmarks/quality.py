@@ -183,6 +183,7 @@ class Grid:
         settings |= {} if PROTOCOLS[run.protocol].shipped else EARLIER[run.baseline]
         settings |= {**arm.changes, **self.settings}
         settings["vlm"] |= {"terms": list(arm.terms) or None, **run.weights}
+        settings["vlm"] |= {"vlm_start": arm.start, "vvm_start": arm.start}
         return settings
 
     def _keep(

@@ -71,8 +71,10 @@ class Arm(NamedTuple):
     lambda_vlm: float = 0.4
     changes: Mapping[str, float] = MappingProxyType({})
     """To the settings of the run."""
+    start: int = 0
+    """Step at which the dual loss sets in."""
     is_recipe: bool = False
-    """For the tuning protocol alone."""
+    """Not one of the grid: tried where it matters."""
 
     @property
     def is_plain(self) -> bool:
@@ -100,6 +102,7 @@ ARMS: dict[str, Arm] = {
     "both, floored": Arm(TERMS, alternative="floored", is_recipe=True),
     "both, generator rate x 2": Arm(TERMS, changes={"generator_lr": 4e-4}, is_recipe=True),
     "both, rates x 2": Arm(TERMS, changes={"generator_lr": 4e-4, "discriminator_lr": 8e-4}, is_recipe=True),
+    "both, from step 1000": Arm(TERMS, start=1000, is_recipe=True),
     "plain, generator rate x 2": Arm(changes={"generator_lr": 4e-4}, is_recipe=True),
     "plain, rates x 2": Arm(changes={"generator_lr": 4e-4, "discriminator_lr": 8e-4}, is_recipe=True),
     "the judge's own loss*": Arm(alternative="judge", lambda_vlm=1.1, is_recipe=True),
