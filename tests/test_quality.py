@@ -56,6 +56,26 @@ def test_arms_differ_in_terms_alone() -> None:
     assert [name for name, arm in ARMS.items() if arm.is_plain and not arm.is_recipe] == ["plain"]
 
 
+def test_settings_of_runs(tmp_path: Path) -> None:
+    def settings(*run: object) -> dict:
+        return Grid(tmp_path, tmp_path, jobs=1)._settings(Run(*run))
+
+    shipped = yaml.safe_load((tiny.ROOT / "baselines" / "dfgan" / "cfg" / "synthetic.yml").read_text())
+    own = settings("continued", "dfgan", "both", 0, SHIPPED["dfgan"])
+    assert {k: v for k, v in own.items() if k not in ("vlm", "sample_every", "workers")} == {
+        k: v for k, v in shipped.items() if k not in ("vlm", "sample_every", "workers")
+    }
+    assert own["vlm"] == shipped["vlm"] | {"terms": list(TERMS)}
+    for protocol in ("tuning", "slower", "scratch", "emoji"):
+        earlier = settings(protocol, "dfgan", "both", 0)
+        assert (earlier["generator_lr"], earlier["discriminator_lr"]) == (2e-4, 4e-4)
+        assert (earlier["vlm"]["lambda_vvm"], earlier["vlm"]["lambda_vlm"]) == (0.1, 0.4)
+    quicker = settings("tuning", "dfgan", "both, rates x 2", 0)
+    assert (quicker["generator_lr"], quicker["discriminator_lr"]) == (4e-4, 8e-4)
+    later = settings("scratch", "dfgan", "both, from step 1000", 0)["vlm"]
+    assert (later["vlm_start"], later["vvm_start"]) == (1000, 1000)
+
+
 def test_names_of_files() -> None:
     assert Run("tuning", "dfgan", "the judge's own loss*", 3).name == "tuning-dfgan-the-judges-own-loss-3"
     assert Run("tuning", "dfgan", "both, rates x 2", 0, 2.0).name == "tuning-dfgan-both-rates-x-2-x2-0"
