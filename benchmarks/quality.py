@@ -313,6 +313,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="where run folders are made")
     arguments = parser.parse_args(argv)
     work = arguments.work.resolve()
+    others = [arm for arm in arguments.arms if ARMS[arm].alternative]
+    if arguments.baseline != "dfgan" and others:
+        parser.error(
+            f"--arms: expected arms of the dual loss for {arguments.baseline}, got {', '.join(others)}, DF-GAN's"
+        )
     usual = SHIPPED[arguments.baseline] if PROTOCOLS[arguments.protocol].shipped else 1.0
     runs = [
         Run(arguments.protocol, arguments.baseline, arm, seed, 1.0 if ARMS[arm].is_plain else factor)

@@ -76,6 +76,12 @@ def test_settings_of_runs(tmp_path: Path) -> None:
     assert (later["vlm_start"], later["vvm_start"]) == (1000, 1000)
 
 
+def test_alternatives_train_dfgan_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        quality.main(["run", "--baseline", "attngan", "--arms", "both", "DAMSM"])
+    assert "expected arms of the dual loss for attngan, got DAMSM, DF-GAN's" in capsys.readouterr().err
+
+
 def test_names_of_files() -> None:
     assert Run("tuning", "dfgan", "the judge's own loss*", 3).name == "tuning-dfgan-the-judges-own-loss-3"
     assert Run("tuning", "dfgan", "both, rates x 2", 0, 2.0).name == "tuning-dfgan-both-rates-x-2-x2-0"
