@@ -87,6 +87,13 @@ def test_the_run_itself_was_evaluated_by_this_code(run: Path) -> None:
     assert (first["split"], first["pictures"], first["ema"], first["truncation"]) == ("test", 10, True, None)
 
 
+def test_a_generators_memory_layout_does_not_reach_the_evaluator() -> None:
+    pictures = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    other = as_written(pictures.contiguous(memory_format=torch.channels_last))
+    assert other.is_contiguous()
+    assert torch.equal(other, as_written(pictures))
+
+
 def test_every_caption_of_the_split(run: Path) -> None:
     there = evaluate(run, batch=64, device="cpu", out=run.parent / "all")
     assert result(there)["manifest"]["pictures"] == 200

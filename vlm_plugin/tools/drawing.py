@@ -75,8 +75,11 @@ def to_bytes(pictures: Tensor) -> Tensor:
 
 
 def from_bytes(pictures: Tensor) -> Tensor:
-    """uint8 pictures as float32 in [-1, 1], as they are read."""
-    return pictures.float() / 127.5 - 1.0
+    """uint8 pictures as float32 in [-1, 1], as they are read.
+
+    Always in one memory layout: a generator leaves its own behind, and convolutions round differently for each.
+    """
+    return pictures.contiguous().float() / 127.5 - 1.0
 
 
 def as_written(pictures: Tensor) -> Tensor:
