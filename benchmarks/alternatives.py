@@ -3,6 +3,7 @@
 python benchmarks/alternatives.py damsm --vlm ...                 everything that baselines/dfgan/main.py takes
 python benchmarks/alternatives.py feature-matching --vlm ...
 python benchmarks/alternatives.py rougher-views --vlm ...         and other variants of the dual loss, see variants.py
+python benchmarks/alternatives.py judge --vlm ...                 the judge itself: no alternative, a bound
 
 The first two see the very matcher and the very random views that the dual loss sees. The weight of `damsm` is the
 settings' `lambda_vlm`, that of `feature-matching`, which reads no caption, `lambda_vvm`. A contrastive loss
@@ -15,6 +16,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
 
@@ -25,8 +28,10 @@ from baselines.dfgan.trainer import DFGAN
 from benchmarks import variants
 from vlm_plugin import VLM, Features
 from vlm_plugin.augment import RandomView
+from vlm_plugin.data.birds import said_by
 from vlm_plugin.loss import LossOutput
 from vlm_plugin.tools import gan
+from vlm_plugin.tools.judge import Judge
 
 
 class Alternative(nn.Module):
@@ -76,6 +81,29 @@ class FeatureMatching(Alternative):
         return LossOutput(self.lambda_vvm * sum(terms.values()), {k: v.detach() for k, v in terms.items()})
 
 
+class JudgesOwn(Alternative):
+    """The judge's own cross-entropy on the attributes that the captions name, averaged over those of each caption.
+
+    No loss to train with: the measure trains the generator, so what it brings is circular by design. That makes it a
+    bound on what a matcher could bring in so many steps that saw as the judge sees. Birds alone; its weight is
+    `lambda_vlm`.
+    """
+
+    def __init__(self, matcher: VLM, settings: EasyDict) -> None:
+        super().__init__(matcher, settings)
+        self._judge = (Judge.load(),)
+        self.captions: list[str] = []
+        variants.listen(matcher, lambda captions: setattr(self, "captions", captions))
+
+    def forward(self, fake: Tensor, text: Features, real: Tensor, *, class_ids: Tensor | None = None) -> LossOutput:
+        """See `DualVLMLoss.forward`; the captions are those that were encoded last, and `fake` alone is read."""
+        values, named = (part.to(fake.device) for part in said_by(self.captions))
+        logits = self._judge[0](self._augment(fake)).values()
+        rows = torch.stack([F.cross_entropy(x, v, reduction="none") for x, v in zip(logits, values.T, strict=True)], 1)
+        loss = ((rows * named).sum(1) / named.sum(1)).mean()
+        return LossOutput(self.lambda_vlm * loss, {"judge": loss.detach()})
+
+
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES: dict[str, Callable[[VLM, EasyDict], nn.Module]] = {
     "damsm": DAMSMLoss,
@@ -85,7 +113,7 @@ LOSSES: dict[str, Callable[[VLM, EasyDict], nn.Module]] = {
     "every-word": variants.EveryWord.build,
     "swapped-words": variants.SwappedWords.build,
     "floored": variants.Floored.build,
-    "judge": variants.JudgesOwn,
+    "judge": JudgesOwn,
 }
 
 

@@ -106,12 +106,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     matcher = load_matcher(arguments.matcher).requires_grad_(False)
     folder = make_birds(arguments.work / "tuning", **PROTOCOLS["tuning"].birds, progress=True)
-    splits = {
-        split: encoded(
-            matcher, [c for record in open_split(folder, split) for c in record.captions[: arguments.captions]]
-        )
-        for split in ("train", "validation")
-    }
+    splits = {}
+    for split in ("train", "validation"):
+        captions = [c for record in open_split(folder, split) for c in record.captions[: arguments.captions]]
+        splits[split] = encoded(matcher, captions)
     rows = []
     for what, hidden in (("linear", 0), ("hidden layer of 256", 256)):
         torch.manual_seed(0)

@@ -1,7 +1,6 @@
 """Variants of the dual loss that were tried on the validation split; alternatives.py trains DF-GAN with them.
 
-None of them ships: docs/results.md has what they brought. `JudgesOwn` is no loss to train with at all. It says what a
-matcher could bring at best that saw as the judge sees.
+None of them ships: docs/results.md has what they brought.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from vlm_plugin import VLM, DualVLMLoss, Features
 from vlm_plugin.augment import RandomView
-from vlm_plugin.data.birds import read_caption, said_by, swap_caption
+from vlm_plugin.data.birds import read_caption, swap_caption
 from vlm_plugin.loss import LossOutput
 from vlm_plugin.matching import (
     at_least_float32,
@@ -27,7 +26,6 @@ from vlm_plugin.matching import (
     local_scores,
 )
 from vlm_plugin.tools import gan
-from vlm_plugin.tools.judge import Judge
 
 
 def rougher_views(matcher: VLM, settings: EasyDict) -> DualVLMLoss:
@@ -91,7 +89,7 @@ class SwappedWords(DualVLMLoss):
             twins = [_twin(caption, rng) for caption in captions for _ in range(cls.TWINS)]
             loss.twins = encode(*matcher.vocabulary.encode_batch(twins, matcher.max_words)).detach()
 
-        _listen(matcher, hear)
+        listen(matcher, hear)
         return loss
 
     def _posterior(
@@ -167,35 +165,11 @@ class Floored(DualVLMLoss):
         return torch.stack([-table.log_softmax(dim).diagonal() for dim in (1, 0)])
 
 
-class JudgesOwn(torch.nn.Module):
-    """The judge's own cross-entropy on the attributes that the captions name, averaged over those of each caption.
-
-    What it brings is circular by design: the measure trains the generator. That makes it a bound on what agreement
-    can be taught in so many steps. Called as the dual loss is; its weight is `lambda_vlm`.
-    """
-
-    def __init__(self, matcher: VLM, settings: EasyDict) -> None:
-        super().__init__()
-        self._judge = (Judge.load(),)
-        self._augment = RandomView() if settings.vlm.augment else torch.nn.Identity()
-        self.lambda_vvm = self.lambda_vlm = 0.0
-        self.captions: list[str] = []
-        _listen(matcher, lambda captions: setattr(self, "captions", captions))
-
-    def forward(self, fake: Tensor, text: Features, real: Tensor, *, class_ids: Tensor | None = None) -> LossOutput:
-        """See `DualVLMLoss.forward`; the captions are those that were encoded last, and `fake` alone is read."""
-        values, named = (part.to(fake.device) for part in said_by(self.captions))
-        logits = self._judge[0](self._augment(fake)).values()
-        rows = torch.stack([F.cross_entropy(x, v, reduction="none") for x, v in zip(logits, values.T, strict=True)], 1)
-        loss = ((rows * named).sum(1) / named.sum(1)).mean()
-        return LossOutput(self.lambda_vlm * loss, {"judge": loss.detach()})
-
-
 def _like(usual: DualVLMLoss, variant: type[DualVLMLoss], matcher: VLM, **changes: float) -> DualVLMLoss:
     return variant(matcher, lambda_vvm=0.0, lambda_vlm=0.0, augment=usual.augment, terms=usual.terms, **changes)
 
 
-def _listen(matcher: VLM, hear: Callable[[list[str]], None]) -> None:
+def listen(matcher: VLM, hear: Callable[[list[str]], None]) -> None:
     """Hand every batch of captions to `hear` when it is encoded: a loss is given their features alone."""
     encode, words = matcher.encode_tokens, matcher.vocabulary.words
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from baselines.attngan.losses import damsm_loss
 from benchmarks import variants
-from benchmarks.alternatives import DAMSMLoss, FeatureMatching
+from benchmarks.alternatives import DAMSMLoss, FeatureMatching, JudgesOwn
 from vlm_plugin import TERMS, VLM, DualVLMLoss, Features
 from vlm_plugin.data.birds import ATTRIBUTES, read_caption
 from vlm_plugin.matching import context_cosines, global_scores, local_scores, matched_loss
@@ -171,7 +171,7 @@ def test_a_picture_as_good_as_the_real_one_has_no_floored_gradient() -> None:
 
 
 def test_the_judges_own_loss_against_loops() -> None:
-    loss, _, text, fake, real = variant(variants.JudgesOwn)
+    loss, _, text, fake, real = variant(JudgesOwn)
     assert not list(loss.parameters())
     total, terms = loss(fake, text, real)
     logits, expected = Judge.load()(fake), 0.0
