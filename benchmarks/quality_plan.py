@@ -21,8 +21,8 @@ class Protocol(NamedTuple):
     """The birds to draw; None for the emoji of emoji.py, with a matcher and an evaluator of their own."""
     from_start: bool = False
     """Begins from the packaged generator, which has converged without the loss."""
-    longer: int | None = None
-    """Steps of one more evaluation of the plain arm, which have taken it at least the time of the dual loss' last."""
+    equal_time: Mapping[int, int] = MappingProxyType({})
+    """Leg -> steps at which plain arms are evaluated too, and which take them about the time of both halves' leg."""
     split: str = "test"
     """Whose captions are drawn and scored."""
     shipped: bool = False
@@ -43,19 +43,20 @@ PROTOCOLS = {
         birds={"train": 2000, "validation": 800, "test": 10, "size": 64, "seed": 0}, split="validation",
     ),
     "continued": Protocol(
-        "from the packaged start, where plain training has converged; the main job's birds", legs=(400, 800),
-        longer=1400, from_start=True, birds=BIRDS, shipped=True,
+        "from the packaged start, where plain training has converged; the main job's birds", legs=(400, 800, 1400),
+        equal_time={800: 1400, 1400: 2600}, from_start=True, birds=BIRDS, shipped=True,
     ),
     "slower": Protocol(
         "the same at half of DF-GAN's shipped rates and weights", legs=(400, 800),
-        longer=1400, from_start=True, birds=BIRDS,
+        equal_time={800: 1400}, from_start=True, birds=BIRDS,
     ),
     "scratch": Protocol(
-        "from random weights; 4,000 birds", legs=(500, 1500), longer=2800,
+        "from random weights; 4,000 birds", legs=(500, 1500), equal_time={1500: 2800},
         birds={"train": 4000, "validation": 500, "test": 1000, "size": 64, "seed": 300},
     ),
     "emoji": Protocol(
-        "from random weights; emoji of several designers, captioned by their names", legs=(1000,), longer=1800
+        "from random weights; emoji of several designers, captioned by their names", legs=(1000,),
+        equal_time={1000: 1800},
     ),
 }  # fmt: skip
 
@@ -139,5 +140,5 @@ class Run(NamedTuple):
     def legs(self) -> tuple[int, ...]:
         """Steps at which it is evaluated."""
         protocol = PROTOCOLS[self.protocol]
-        longer = (protocol.longer,) if protocol.longer and ARMS[self.arm].is_plain else ()
-        return (*protocol.legs, *longer)
+        longer = protocol.equal_time.values() if ARMS[self.arm].is_plain else ()
+        return tuple(sorted({*protocol.legs, *longer}))

@@ -94,13 +94,13 @@ def _comparisons() -> Iterable[tuple[str, str]]:
 
 
 def headline(results: Path) -> str:
-    """Both halves against plain, a row for each baseline: from the packaged start, at the last leg."""
+    """Both halves against plain, from the packaged start: rows of each baseline, for the legs with an equal time."""
     columns = ("attribute_accuracy", "r_precision", "vlms", "frechet_distance")
     titles = [f"{MEASURES[m][0]}, plain -> with the loss" for m in columns]
     rows = []
-    steps = PROTOCOLS["continued"].legs[-1]
-    for baseline in BASELINES:
-        legs = _legs(_runs(results, "continued", baseline))
+    found = {baseline: _legs(_runs(results, "continued", baseline)) for baseline in BASELINES}
+    for baseline, steps in itertools.product(BASELINES, PROTOCOLS["continued"].equal_time):
+        legs = found[baseline]
         plain, both = legs.get(Row("plain", 1.0, steps), {}), legs.get(Row("both", SHIPPED[baseline], steps), {})
         shared = [seed for seed in plain if seed in both]
         if shared:
@@ -173,29 +173,32 @@ def _missing(protocol: str, baseline: str, legs: Mapping[Row, dict[int, dict[str
     seconds = [leg["seconds_per_step"] for row in legs for leg in legs[row].values() if "seconds_per_step" in leg]
     if not missing or not seconds:
         return ""
-    steps = PROTOCOLS[protocol].legs[-1]
+    steps = min(PROTOCOLS[protocol].equal_time)
     minutes = steps * max(seconds) / 60
     return f"Not run: {', '.join(missing)}; at most {minutes:.0f} minutes of one core each for {steps} steps of a seed."
 
 
 def _contrasts(protocol: str, legs: Mapping[Row, dict[int, dict[str, Any]]], headline: str) -> str:
-    """Both halves against plain training of the same time and against either half, as a table; empty without them."""
-    last, longer = PROTOCOLS[protocol].legs[-1], PROTOCOLS[protocol].longer
-    lines = []
-    for both in sorted(row for row in legs if row.arm == "both" and row.steps == last):
-        for what, other in (
-            ("plain at equal steps", Row("plain", 1.0, last)),
-            ("plain after at least the same time", Row("plain", 1.0, longer or 0)),
-            ("the text half alone", both._replace(arm="vlm")),
-            ("the visual half alone", both._replace(arm="vvm")),
-        ):
-            over = {m: differences(legs[both], legs.get(other, {}), m) for m in (headline, "frechet_distance")}
-            if over[headline]:
-                cells = [cell for m, values in over.items() for cell in (_number(values, m, sign="+"), _p(values))]
-                cells = [both.label, f"{what} ({other.steps} steps)", str(len(over[headline])), *cells]
-                lines.append(cells)
-    head = [f"after {last} steps", "less", "seeds", MEASURES[headline][0], "p", "Frechet distance", "p"]
-    return markdown_table(head, lines, words=2) if lines else ""
+    """Both halves against plain training of the same time and against either half: a table for each leg that has an
+    equal time, empty without them."""
+    tables = []
+    for steps, longer in PROTOCOLS[protocol].equal_time.items():
+        lines = []
+        for both in sorted(row for row in legs if row.arm == "both" and row.steps == steps):
+            for what, other in (
+                ("plain at equal steps", Row("plain", 1.0, steps)),
+                ("plain after about the same time", Row("plain", 1.0, longer)),
+                ("the text half alone", both._replace(arm="vlm")),
+                ("the visual half alone", both._replace(arm="vvm")),
+            ):
+                over = {m: differences(legs[both], legs.get(other, {}), m) for m in (headline, "frechet_distance")}
+                if over[headline]:
+                    cells = [cell for m, values in over.items() for cell in (_number(values, m, sign="+"), _p(values))]
+                    cells = [both.label, f"{what} ({other.steps} steps)", str(len(over[headline])), *cells]
+                    lines.append(cells)
+        head = [f"after {steps} steps", "less", "seeds", MEASURES[headline][0], "p", "Frechet distance", "p"]
+        tables += [markdown_table(head, lines, words=2)] if lines else []
+    return "\n\n".join(tables)
 
 
 def differences(

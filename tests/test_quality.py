@@ -143,15 +143,18 @@ def test_the_table(tmp_path: Path) -> None:
 
 def test_both_halves_against_either_and_against_the_same_time(tmp_path: Path) -> None:
     for seed, (plain, both) in enumerate([(0.60, 0.70), (0.62, 0.70), (0.61, 0.73)]):
-        write(tmp_path, "plain", seed, {800: plain, 1400: plain + 0.05})
-        write(tmp_path, "both", seed, {800: both})
+        write(tmp_path, "plain", seed, {800: plain, 1400: plain + 0.05, 2600: plain + 0.01})
+        write(tmp_path, "both", seed, {800: both, 1400: both + 0.04})
         write(tmp_path, "vvm", seed + 1, {800: both - 0.01})
     write(tmp_path, "both", 0, {800: 0.75}, factor=2)
     rows = cells(table(tmp_path))
     # Differences .10, .08, .12: t = .1 / (.02 / sqrt 3) = 8.66 with 2 degrees of freedom.
     assert rows["both", "plain at equal steps (800 steps)"] == ["3", "+0.100 ± 0.020", "0.013", "+0 ± 0", "1.000"]
-    later = rows["both", "plain after at least the same time (1400 steps)"]
+    later = rows["both", "plain after about the same time (1400 steps)"]
     assert later[:3] == ["3", "+0.050 ± 0.020", "0.049"]
+    after_1400 = cells(table(tmp_path).partition("after 1400 steps")[2])
+    assert after_1400["both", "plain at equal steps (1400 steps)"][:2] == ["3", "+0.090 ± 0.020"]
+    assert after_1400["both", "plain after about the same time (2600 steps)"][:2] == ["3", "+0.130 ± 0.020"]
     # Seeds 1 and 2 alone have both runs: .70 - .69 and .73 - .69.
     assert rows["both", "the visual half alone (800 steps)"][:2] == ["2", "+0.025 ± 0.021"]
     assert ("both", "the text half alone (800 steps)") not in rows
@@ -160,8 +163,8 @@ def test_both_halves_against_either_and_against_the_same_time(tmp_path: Path) ->
 
 def test_a_page_is_filled_with_what_was_measured(tmp_path: Path) -> None:
     for seed, (plain, both) in enumerate([(0.60, 0.70), (0.62, 0.70), (0.61, 0.73)]):
-        write(tmp_path, "plain", seed, {800: plain})
-        write(tmp_path, "both", seed, {800: both}, factor=SHIPPED["dfgan"])
+        write(tmp_path, "plain", seed, {800: plain, 1400: plain})
+        write(tmp_path, "both", seed, {800: both, 1400: both + 0.01}, factor=SHIPPED["dfgan"])
         write(tmp_path, "both", seed + 1, {800: 0.1}, factor=8)
     page = "Before.\n<!-- test command -->\n<!-- headline -->\nold\n<!-- end -->\nBetween.\n"
     page += "<!-- scratch dfgan -->\n<!-- end -->\nAfter."
@@ -169,7 +172,8 @@ def test_a_page_is_filled_with_what_was_measured(tmp_path: Path) -> None:
     assert fill(filled, tmp_path) == filled
     assert filled.startswith("Before.\n<!-- test command -->\n<!-- headline -->\n|")
     assert filled.endswith("<!-- end -->\nBetween.\n<!-- scratch dfgan -->\nNot run yet.\n<!-- end -->\nAfter.")
-    row = next(line for line in filled.splitlines() if line.startswith("| DF-GAN"))
+    row, later = (line for line in filled.splitlines() if line.startswith("| DF-GAN"))
+    assert later.startswith("| DF-GAN, 1400 steps | 3 | 0.610 ± 0.010 -> 0.720 ± 0.017 |")
     assert row.startswith("| DF-GAN, 800 steps | 3 | 0.610 ± 0.010 -> 0.710 ± 0.017 |")
     assert row.endswith("| +0.100 ± 0.020 | 0.013 |")
 
@@ -188,7 +192,7 @@ def test_a_grid_that_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "results" / f"{run.name}.json"
 
     def go(*legs: int, until: int | None = None) -> dict:
-        protocol = Protocol("tiny", legs=legs, longer=9, birds=birds)
+        protocol = Protocol("tiny", legs=legs, equal_time={legs[-1]: 9}, birds=birds)
         monkeypatch.setitem(PROTOCOLS, "tiny", protocol)
         Grid(tmp_path / "results", tmp_path / "work", jobs=1, settings=tiny.settings()).run([run], until)
         return json.loads(path.read_text())
@@ -249,7 +253,7 @@ def test_the_emoji_have_their_own_matcher_and_evaluator(tmp_path: Path, monkeypa
     monkeypatch.setattr(quality.emoji, "main", made)
     small = ["--encoder", "conv", "--embed-dim", tiny.DIM, "--batch", 4, "--epochs", 1]
     monkeypatch.setattr(quality, "MATCHERS", {"matcher.vlm.pt": small, "evaluator.vlm.pt": [*small, "--seed", 7]})
-    monkeypatch.setitem(PROTOCOLS, "emoji", PROTOCOLS["emoji"]._replace(legs=(1,), longer=2))
+    monkeypatch.setitem(PROTOCOLS, "emoji", PROTOCOLS["emoji"]._replace(legs=(1,), equal_time={1: 2}))
     runs = [Run("emoji", "dfgan", arm, 0) for arm in ("plain", "both")]
     changes = tiny.settings(image_size=64)
     Grid(tmp_path / "results", tmp_path / "work", jobs=2, settings=changes).run(runs)
