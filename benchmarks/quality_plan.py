@@ -103,6 +103,9 @@ ARMS: dict[str, Arm] = {
     "both, floored": Arm(TERMS, alternative="floored", is_recipe=True),
     "both, generator rate x 2": Arm(TERMS, changes={"generator_lr": 4e-4}, is_recipe=True),
     "both, rates x 2": Arm(TERMS, changes={"generator_lr": 4e-4, "discriminator_lr": 8e-4}, is_recipe=True),
+    "both, floored, rates x 2": Arm(
+        TERMS, alternative="floored", changes={"generator_lr": 4e-4, "discriminator_lr": 8e-4}, is_recipe=True
+    ),
     "both, from step 1000": Arm(TERMS, start=1000, is_recipe=True),
     "plain, generator rate x 2": Arm(changes={"generator_lr": 4e-4}, is_recipe=True),
     "plain, rates x 2": Arm(changes={"generator_lr": 4e-4, "discriminator_lr": 8e-4}, is_recipe=True),
