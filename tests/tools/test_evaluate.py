@@ -25,6 +25,7 @@ from vlm_plugin.tools.evaluate import evaluate, find_networks
 from vlm_plugin.tools.examination import choose_evaluator, with_known_words
 from vlm_plugin.tools.gallery import extremes, word_maps
 from vlm_plugin.tools.judge import Judge
+from vlm_plugin.tools.pictures import to_image
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +252,19 @@ def test_pictures_are_as_a_file_holds_them() -> None:
     values = torch.linspace(-1.2, 1.2, 301)
     assert torch.equal(as_written(as_written(values)), as_written(values))
     assert float((as_written(values) - values.clamp(-1, 1)).abs().max()) <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_pictures_that_are_no_numbers_are_refused(value: float) -> None:
+    pictures = torch.zeros(2, 3, 4, 4)
+    pictures[1, 2, 3, 3] = value
+    with pytest.raises(ValueError, match="pictures: expected finite values, got NaN or infinity"):
+        to_bytes(pictures)
+    broken = Painter(lambda noise, text: pictures, VLM.load(tiny.matcher()), 4)
+    with pytest.raises(ValueError, match="pictures: expected finite values"):
+        list(broken.all(["a red bird"] * 2))
+    with pytest.raises(ValueError, match="pictures: expected finite values"):
+        to_image(pictures[1])
 
 
 def test_best_and_worst() -> None:

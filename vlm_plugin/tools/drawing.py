@@ -70,7 +70,16 @@ class Painter:
 
 
 def to_bytes(pictures: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as uint8, as they are written."""
+    """Pictures in [-1, 1] as uint8, as they are written.
+
+    Raises:
+        ValueError: a value is NaN or infinite, which would pass for black or white.
+    """
+    if not bool(pictures.isfinite().all()):
+        raise ValueError(
+            "pictures: expected finite values, got NaN or infinity: the generator that drew them, or the matcher that "
+            "read its captions, has broken down"
+        )
     return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

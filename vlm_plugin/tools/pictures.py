@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlm_plugin.matching import context_cosines, region_attention
 from vlm_plugin.model import VLM
+from vlm_plugin.tools.drawing import to_bytes
 
 _TILE, _GAP, _TEXT, _HEADER, _LINE = 96, 4, 250, 26, 18
 # Okabe and Ito's colours, which colour-blind people can tell apart.
@@ -31,8 +32,7 @@ class Heats(NamedTuple):
 
 def to_image(picture: Tensor, side: int | None = None) -> Image.Image:
     """A `(3, S, S)` picture in [-1, 1] as RGB, resized to `side` pixels where that is given."""
-    pixels = ((picture.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    image = Image.fromarray(to_bytes(picture.detach().float().cpu()).permute(1, 2, 0).numpy())
     return image if side is None else image.resize((side, side), Image.Resampling.BICUBIC)
 
 
