@@ -443,6 +443,41 @@ def assert_same_run(folder: Path, whole: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
 
 
+def assert_broken_down(folder: Path, message: str, step: int, named: str, kept: int) -> None:
+    assert f"step {step}: expected finite numbers, got NaN or infinity in {named}" in message
+    assert f"{folder}/checkpoint.pt stays as it was after step {kept};" in message
+    assert f"--generator {folder}" in message
+    assert checkpoint(folder)["step"] == kept
+    assert training.not_finite(checkpoint(folder)) is None
+    assert not (folder / "evaluation.json").exists()
+
+
+@both
+def test_a_training_that_breaks_down_ends_at_its_log(name: str, tmp_path: Path) -> None:
+    cfg = tiny.config(tmp_path / "tiny.yml", name, generator_lr=1.0e30, steps=6)
+    with pytest.raises(SystemExit) as stop:
+        with_vlm(tmp_path / "runs", cfg, name=name)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert_broken_down(folder, str(stop.value.code), 1, "discriminator", 0)
+
+
+def test_weights_that_break_down_never_reach_the_checkpoint(tmp_path: Path) -> None:
+    """Also between two lines of the log."""
+
+    class Breaks(DFGAN):
+        def step(self, batch, text, step, vlm_loss):
+            values = super().step(batch, text, step, vlm_loss)
+            if step == 3:
+                self.average.get_parameter("fc.bias").data[0] = float("nan")
+            return values
+
+    cfg = tiny.config(tmp_path / "tiny.yml", steps=6, log_every=100)
+    with pytest.raises(SystemExit) as stop:
+        plain(tmp_path / "runs", cfg, build=Breaks)
+    folder = tmp_path / "runs" / "00000-dfgan"
+    assert_broken_down(folder, str(stop.value.code), 3, "average.fc.bias:", 2)
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
     seen = Seen(before_step=fail_at(0))
     with pytest.raises(RuntimeError):

@@ -6,7 +6,7 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +315,7 @@ def _train(
     )  # fmt: skip
     log = training.Log(run_folder / "log.jsonl", first)
     bar = training.progress(range(first, steps), initial=first, total=steps)
+    kept = first
     for step in bar:
         batch = next(batches)
         if skip_bad:
@@ -334,11 +335,14 @@ def _train(
                 values |= _floors(vlm_loss, batch, text)
                 values |= {"lambda_vvm": vlm_loss.lambda_vvm, "lambda_vlm": vlm_loss.lambda_vlm}
             log.add(step=step, **values)
+            _check_finite(values, step, run_folder, kept)
             shown = {k: f"{values[k]:.2f}" for k in ("discriminator", "generator")}
             bar.set_postfix(shown | ({"left out": len(left_out.names)} if left_out.names else {}))
         done = step + 1
         if done % settings.checkpoint_every == 0 or done == steps or stop.asked:
+            _check_finite(trainer.state(), step, run_folder, kept)
             _save(trainer, done, run_folder)
+            kept = done
         if done % settings.sample_every == 0 and done < steps and rank == 0:
             show.grid(f"step {done}", run_folder / f"samples-{done:06d}.png")
         if stop.asked:
@@ -350,6 +354,17 @@ def _train(
 def _save(trainer: Trainer, step: int, run_folder: Path) -> None:
     if distributed.rank() == 0:
         training.save_atomically({"step": step, "trainer": trainer.state()}, run_folder / "checkpoint.pt")
+
+
+def _check_finite(content: Mapping[str, Any], step: int, run_folder: Path, kept: int) -> None:
+    """End the run on every rank, before its checkpoint is overwritten, where one of them holds NaN or infinity."""
+    name = training.not_finite(content)
+    if names := training.from_all_ranks([] if name is None else [name]):
+        raise ValueError(
+            f"step {step}: expected finite numbers, got NaN or infinity in {names[0]}: the training has broken down. "
+            f"{run_folder}/checkpoint.pt stays as it was after step {kept}; to go on from it with lower rates or "
+            f"weights, begin a run with --generator {run_folder} and other settings (--cfg)"
+        )
 
 
 @torch.no_grad()
