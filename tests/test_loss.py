@@ -474,6 +474,19 @@ def test_real_images_of_another_range(image_range, convert, message):
             loss(fake, text, convert(real))
 
 
+def test_nan_in_real_images_is_refused_and_is_no_check_passed():
+    loss = make_loss()
+    fake, text, real = batch()
+    broken = real.clone()
+    broken[1, 2, 3, 4] = float("nan")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"real: expected values in image_range \(-1.0, 1.0\), got NaN"):
+            loss(fake, text, broken)
+    with pytest.raises(ValueError, match=r"real: .*image_range \(-1.0, 1.0\), got .* to 25"):
+        loss(fake, text, (real + 1) * 127.5)
+    loss(fake, text, real)
+
+
 def test_range_is_checked_once_and_never_on_fakes(monkeypatch):
     loss = make_loss()
     fake, text, real = batch()

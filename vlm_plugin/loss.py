@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -341,6 +342,9 @@ class DualVLMLoss(nn.Module):
         low, high = self.image_range
         real = real.detach()
         least, most = float(real.min()), float(real.max())
+        # Comparisons with NaN are all false: it would pass for a batch of the right range.
+        if math.isnan(least):
+            raise ValueError(f"real: expected values in image_range {self.image_range}, got NaN")
         tolerance = 0.01 * (high - low)
         if least < low - tolerance or most > high + tolerance:
             raise ValueError(f"real: expected values in image_range {self.image_range}, got {least:.3g} to {most:.3g}")
