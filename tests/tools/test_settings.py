@@ -159,6 +159,9 @@ def test_our_files_are_held_to_what_they_must_say(tmp_path: Path, family: str) -
     assert changed(batch=True).endswith(", got True")
     assert changed(ema=True).endswith(", got True (in YAML 1.0e-4 is a number, 1e-4 is not)")
     assert changed(adam_betas=[0.5]).endswith(", got [0.5]")
+    for value in (float("nan"), float("inf"), float("-inf")):
+        assert changed(ema=value).endswith(f"ema: expected a value like {settings['ema']}, got {value}")
+        assert changed(adam_betas=[0.5, value]).endswith(f", got [0.5, {value}]")
     assert changed(ema="1e-4").endswith(", got '1e-4' (in YAML 1.0e-4 is a number, 1e-4 is not)")
     assert changed(vlm=vlm | {"augment": 1}).startswith("vlm.augment: expected a value like True")
     assert changed(vlm={key: value for key, value in vlm.items() if key != "vlm_start"}) == (
@@ -316,6 +319,7 @@ def test_unknown_keys_name_the_nearest(tmp_path: Path, family: str, text: str, u
         ("dfgan", "{CONFIG_NAME: x, imsize: big}", "imsize: expected a value like 256, got 'big'"),
         ("dfgan", "{CONFIG_NAME: x, batch_size: }", "batch_size: expected a value like 24, got None"),
         ("dfgan", "{CONFIG_NAME: x, cuda: 1}", "cuda: expected a value like True, got 1"),
+        ("attngan", "{TRAIN: {GENERATOR_LR: .nan}}", "TRAIN.GENERATOR_LR: expected a value like 0.0002, got nan"),
     ],
 )
 def test_values_that_cannot_be(tmp_path: Path, family: str, text: str, message: str) -> None:

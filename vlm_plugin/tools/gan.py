@@ -67,10 +67,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _check_least(settings: EasyDict) -> None:
+def _check_settings(settings: EasyDict) -> None:
     for name, least in _LEAST.items():
         if settings[name] < least:
             raise ValueError(f"{name}: expected at least {least}, got {settings[name]}")
+    # An average that weighs what is new negatively grows without bound.
+    if not 0 <= settings.ema <= 1:
+        raise ValueError(f"ema: expected a number from 0 to 1, got {settings.ema}")
 
 
 def weights_at(step: int, settings: EasyDict) -> tuple[float, float]:
@@ -224,7 +227,7 @@ def _options(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str
     settings, original = read_config(arguments.cfg or folder / "cfg" / "synthetic.yml", folder)
     if arguments.batch is not None:
         settings.batch = arguments.batch
-    _check_least(settings)
+    _check_settings(settings)
     data = arguments.data or original.get("data")
     # A bare --vlm means the matcher at hand: the DAMSM pair that an original's settings name, else the packaged one.
     matcher = arguments.vlm if arguments.vlm != PACKAGED else None

@@ -14,6 +14,7 @@ Where the value when left out is null, that of our `cfg/bird.yml` stays; so do s
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ def read_config(path: Path, folder: Path) -> Config:
     Raises:
         FileNotFoundError: no such file.
         ValueError: no YAML mapping, an unknown key (the nearest known one is named), a missing one, a value of another
-            kind than the known one, or one that is not supported here.
+            kind than the known one, NaN or infinity, or one that is not supported here.
     """
     if not path.is_file():
         raise FileNotFoundError(f"--cfg {path}: no such file")
@@ -152,13 +153,14 @@ def _check_keys(content: object, known: dict, path: Path, prefix: str) -> None:
 def _check_kind(value: object, known: object, path: Path, name: str) -> None:
     if not _same_kind(value, known):
         # YAML takes 1e-4 for a word.
-        hint = " (in YAML 1.0e-4 is a number, 1e-4 is not)" if isinstance(known, float) else ""
+        number = isinstance(known, float) and not isinstance(value, float)
+        hint = " (in YAML 1.0e-4 is a number, 1e-4 is not)" if number else ""
         raise ValueError(f"{path}: {name}: expected a value like {known!r}, got {value!r}{hint}")
 
 
 def _same_kind(value: object, known: object) -> bool:
     if isinstance(known, float):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
     if isinstance(known, list):
         return isinstance(value, list) and len(value) == len(known) and all(map(_same_kind, value, known))
     return type(value) is type(known)
