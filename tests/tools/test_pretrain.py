@@ -457,6 +457,36 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 
 
 @pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("where", ["vlm_global", "image_encoder"])
+def test_a_training_that_breaks_down_ends_there_and_keeps_its_files(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a step whose losses are shown, the first of epoch 2, or in the weights that its last step leaves."""
+    out, steps, original = tmp_path / "a.vlm.pt", [], module._step_losses
+
+    def step_losses(vlm: VLM, *arguments: object) -> module.Losses:
+        steps.append(None)
+        losses = original(vlm, *arguments)
+        if where == "vlm_global" and len(steps) == 4:
+            losses.terms["vlm_global"] = torch.tensor(float("nan"))
+        if where == "image_encoder" and len(steps) == 6:
+            return losses._replace(total=losses.total * float("nan"))
+        return losses
+
+    monkeypatch.setattr(module, "_step_losses", step_losses)
+    message = (
+        rf"epoch 2: .*NaN or infinity in {where}.*{out.name}\.state stays as it was after epoch 1; .*--learning-rate"
+    )
+    with pytest.raises(ValueError, match=message):
+        pretrain(tiny.birds(), out, **RUN)
+    assert len(steps) == {"vlm_global": 4, "image_encoder": 6}[where]  # three an epoch
+    state = torch.load(out.with_name("a.vlm.pt.state"), weights_only=True)
+    assert state["epoch"] == 1
+    assert module.training.not_finite(state) is None
+    assert module.training.not_finite(VLM.load(out).state_dict()) is None
+
+
+@pytest.mark.usefixtures("narrow")
 def test_a_kill_between_matcher_and_state_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {**RUN, "epochs": 1}
     whole = pretrain(tiny.birds(), tmp_path / "whole.vlm.pt", **options)

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -407,7 +407,8 @@ def pretrain(
 
     Raises:
         BadSampleError: a picture cannot be used, and `skip_bad` is off. The message names it.
-        ValueError, FileNotFoundError: the message names the argument or file.
+        ValueError, FileNotFoundError: the message names the argument or file; or, with the first name that holds NaN or
+            infinity, a training that broke down.
     """
     for name, value in (("encoder", encoder), ("embed_dim", embed_dim), ("image_weights", image_weights)):
         if damsm is not None and value is not None:
@@ -507,8 +508,10 @@ def pretrain(
             optimizer.step()
             schedule.step()
             if number % 10 == 0:
+                _check_finite(losses.terms, epoch, state_file)
                 shown = {k: f"{float(v):.2f}" for k, v in losses.terms.items()}
                 bar.set_postfix(shown | ({"left out": len(left_out.names)} if left_out.names else {}))
+        _check_finite(vlm.state_dict(), epoch, state_file)
         results = evaluate(vlm)
         if freeze_encoders:
             # The last epoch where no caption of the split is wrong, as in a split of one class.
@@ -598,6 +601,16 @@ def _step_losses(
         twin = twin if swapped else None
         return pretraining_losses(
             image, caption, twin, positive, vlm.scorer, true_captions, same_group, generator, encoders_train
+        )
+
+
+def _check_finite(content: Mapping[str, Tensor], epoch: int, state_file: Path) -> None:
+    """End the run before its files are overwritten, where a value is NaN or infinite."""
+    if name := training.not_finite(content):
+        raise ValueError(
+            f"epoch {epoch + 1}: expected finite numbers, got NaN or infinity in {name}: the training has broken down. "
+            + (f"{state_file} stays as it was after epoch {epoch}; " if epoch else "")
+            + "begin a run with a lower --learning-rate and another --out"
         )
 
 
