@@ -8,6 +8,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import pickle
+import re
 import shutil
 import signal
 import socket
@@ -237,6 +239,10 @@ def test_options_say_what_was_run(name: str, finished: Finished, alone: Finished
     assert options["matcher"] == matcher.fingerprint
     assert options["text_fingerprint"] == fingerprint(matcher.text_encoder)
     assert options["versions"]["torch"] == torch.__version__
+    assert options["processes"] == 1
+    counts = {use: pictures.split(" ")[0] for use, pictures in options["pictures"].items()}
+    assert counts == {"train": "40", "evaluated": "10"}
+    assert options["pictures"] == plain_options["pictures"]
 
 
 def test_before_is_the_untrained_generator(finished: Finished) -> None:
@@ -615,6 +621,47 @@ def test_resume_wants_the_matcher_of_the_start(tmp_path: Path) -> None:
     tiny.build_matcher(seed=2).save(path)
     message = refused("--resume", folder, "--steps", 2)
     assert f"started with the matcher {tiny.build_matcher(seed=1).fingerprint}, but {path} is" in message
+
+
+@pytest.mark.parametrize(
+    ("split", "count", "message"),
+    [
+        ("test", None, r"evaluated: 10 \(digest (\w{16})\) then, 10 \(digest (?!\1)\w{16}\) now"),
+        ("test", 9, r"evaluated: 10 \(digest \w{16}\) then, 9 \("),
+        ("train", None, r"train: 40 \(digest (\w{16})\) then, 40 \(digest (?!\1)"),
+        ("train", 30, r"train: 40 \(digest \w{16}\) then, 30 \("),
+    ],
+)
+def test_resume_wants_the_data_of_the_start(tmp_path: Path, split: str, count: int | None, message: str) -> None:
+    data = Path(shutil.copytree(tiny.birds(), tmp_path / "birds"))
+    folder = plain(tmp_path / "runs", tiny.config(tmp_path / "tiny.yml"), "--steps", 1, "--data", data)
+    options = (folder / "options.json").read_bytes()
+    for name in ("filenames", "class_info"):
+        path = data / split / f"{name}.pickle"
+        rows = pickle.loads(path.read_bytes())
+        path.write_bytes(pickle.dumps(rows[::-1] if count is None else rows[:count]))
+    found = refused("--resume", folder, "--steps", 2)
+    assert f"--resume {folder}: expected the pictures and captions that {data} had when the run began" in found
+    assert re.search(message, found)
+    assert (folder / "options.json").read_bytes() == options
+    assert checkpoint(folder)["step"] == 1
+
+
+def test_a_run_that_does_not_say_what_it_began_with_goes_on(alone: Finished, name: str, tmp_path: Path) -> None:
+    """As those of an earlier release do."""
+    folder = Path(shutil.copytree(alone.folder, tmp_path / "run"))
+    options = options_of(folder)
+    training.write_json(
+        {k: v for k, v in options.items() if k not in ("pictures", "processes")}, folder / "options.json"
+    )
+    run("--resume", folder, name=name)
+    assert options_of(folder) == options
+
+
+def test_resume_wants_the_processes_of_the_start(alone: Finished, name: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(alone.folder, tmp_path / "run"))
+    training.write_json(options_of(folder) | {"processes": 2}, folder / "options.json")
+    assert refused("--resume", folder, name=name).endswith(f"--resume {folder}: begun with 2 processes, got 1 process")
 
 
 @pytest.mark.parametrize(

@@ -182,15 +182,17 @@ def _run(
         _say(f"beginning from {options['start']}: {', '.join(taken)}")
     if not saved:
         run_folder = training.shared_run_folder(arguments.out, f"{name}{'-vlm' if vlm_loss else ''}")
+    left_out = training.LeftOut(run_folder / "skipped.txt", keep=bool(saved))
+    show = Show(run_folder, data, truth, matcher, options, settings, trainer, left_out)
+    begun = _begun(records, show)
+    if saved:
+        _check_begun(saved, begun, f"--resume {run_folder}", data)
     if distributed.rank() == 0:
         facts = {
-            "steps": steps, "epochs": None, "matcher": matcher.fingerprint,
+            "steps": steps, "epochs": None, "matcher": matcher.fingerprint, **begun,
             "text_fingerprint": fingerprint(matcher.text_encoder), "versions": training.versions(),
         }  # fmt: skip
         training.write_json({**options, **facts}, run_folder / "options.json")
-
-    left_out = training.LeftOut(run_folder / "skipped.txt", keep=bool(saved))
-    show = Show(run_folder, data, truth, matcher, options, settings, trainer, left_out)
     if not saved:
         show.remember("before")
         _save(trainer, 0, run_folder)
@@ -272,6 +274,35 @@ def _saved_options(name: str, arguments: argparse.Namespace) -> dict[str, Any] |
     if options["baseline"] != name:
         raise ValueError(f"--resume {arguments.resume}: a run of {options['baseline']}")
     return options
+
+
+def _begun(records: Sequence[Record], show: Show) -> dict[str, Any]:
+    """What a run must find again when it is resumed: as many processes, the same pictures and captions."""
+    examination = show.examination
+    return {
+        "processes": distributed.world_size(),
+        "pictures": {
+            "train": f"{len(records)} (digest {training.digest_records(records)})",
+            "evaluated": f"{len(examination.captions)} (digest {examination.subject.digest})",
+        },
+    }
+
+
+def _check_begun(saved: dict[str, Any], now: dict[str, Any], where: str, data: Path) -> None:
+    # What runs of an earlier release do not say stays unchecked.
+    then = now | {name: saved[name] for name in now if name in saved}
+    if then["processes"] != now["processes"]:
+        raise ValueError(f"{where}: begun with {_processes(then)}, got {_processes(now)}")
+    for use, pictures in now["pictures"].items():
+        if then["pictures"][use] != pictures:
+            raise ValueError(
+                f"{where}: expected the pictures and captions that {data} had when the run began, got others: "
+                f"{use}: {then['pictures'][use]} then, {pictures} now"
+            )
+
+
+def _processes(begun: dict[str, Any]) -> str:
+    return f"{begun['processes']} process{'' if begun['processes'] == 1 else 'es'}"
 
 
 def _length(arguments: argparse.Namespace, options: dict[str, Any], size: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import itertools
 import random
 from collections import defaultdict
@@ -435,7 +434,7 @@ def pretrain(
     dtype = training.choose_precision(place, precision)
 
     records, held_out_name, held_out = _open(data)
-    pictures = _digest(line for record in itertools.chain(records, held_out) for line in (record.key, *record.captions))
+    pictures = training.digest_records(itertools.chain(records, held_out))
     truth = find_truth(data)
     torch.manual_seed(seed)
     if damsm is None:
@@ -451,7 +450,7 @@ def pretrain(
         settings |= {
             "damsm": Path(damsm).name, "freeze_encoders": freeze_encoders,
             "text_encoder": fingerprint(vlm.text_encoder), "image_encoder": fingerprint(vlm.image_encoder),
-            "vocabulary": _digest(vlm.vocabulary.words),
+            "vocabulary": training.digest(vlm.vocabulary.words),
         }  # fmt: skip
     vlm.notes["pretraining"] = settings
     vlm.to(place)
@@ -541,11 +540,6 @@ def _open(data: str | Path) -> tuple[list[Record], str, list[Record]]:
     """The train split, and the split that chooses the epoch: validation where there is one, else test."""
     held_out = "validation" if "validation" in list_splits(data) else "test"
     return open_split(data, "train"), held_out, open_split(data, held_out)
-
-
-def _digest(lines: Iterable[str]) -> str:
-    """Names the text of pictures, captions or words, for telling apart what lies in places of one name."""
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _new_vlm(records: Iterable[Record], encoder: str, embed_dim: int, image_weights: str | None) -> VLM:

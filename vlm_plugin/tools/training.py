@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 import vlm_plugin
 from vlm_plugin import distributed
+from vlm_plugin.data import Record
 from vlm_plugin.data.dataset import BadSampleError
 
 # Samples drawn in the place of one that cannot be used.
@@ -438,6 +440,16 @@ def _write_text(text: str, path: Path) -> None:
     # File names that are no valid UTF-8 arrive with lone surrogates.
     temporary.write_bytes(text.encode("utf-8", "surrogatepass"))
     os.replace(temporary, path)
+
+
+def digest(lines: Iterable[str]) -> str:
+    """Names the text of pictures, captions or words, for telling apart what lies in places of one name."""
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def digest_records(records: Iterable[Record]) -> str:
+    """Names the keys and captions of pictures, in their order."""
+    return digest(line for record in records for line in (record.key, *record.captions))
 
 
 def versions() -> dict[str, str]:
