@@ -321,8 +321,11 @@ def test_seed_batch_and_epochs_are_heard(tmp_path: Path) -> None:
     assert first.values[0] != second.values[0]
 
 
-def test_zero_steps_score_the_start(tmp_path: Path) -> None:
-    folder = plain(tmp_path / "runs", tiny.config(tmp_path / "tiny.yml"), "--steps", 0)
+@pytest.mark.parametrize("length", ["--steps", "--epochs"])
+def test_zero_steps_score_the_start(tmp_path: Path, length: str) -> None:
+    never = Seen(before_step=fail_at(0)).build
+    folder = plain(tmp_path / "runs", tiny.config(tmp_path / "tiny.yml"), length, 0, build=never)
+    assert checkpoint(folder)["step"] == options_of(folder)["steps"] == 0
     rows = results_of(folder)["rows"]
     assert rows[2]["values"] == rows[1]["values"]
     assert not (folder / "curves.png").exists()
@@ -501,6 +504,15 @@ def test_a_finished_run_can_be_lengthened(name: str, alone: Finished, tmp_path: 
     assert options_of(folder)["steps"] == 4
 
 
+def test_a_run_cannot_be_shortened(name: str, alone: Finished, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(alone.folder, tmp_path / "run"))
+    options = (folder / "options.json").read_bytes()
+    for words, steps in ((("--steps", 3), 3), (("--steps", 0), 0), (("--epochs", 0), 0)):
+        message = refused("--resume", folder, *words, name=name)
+        assert f"--resume {folder}: expected 4 steps or more, which it has done, got {steps}" in message
+    assert (folder / "options.json").read_bytes() == options
+
+
 def test_a_run_resumes_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny.config(tmp_path / "tiny.yml", steps=2)
     monkeypatch.chdir(tiny.matcher().parent)
@@ -561,6 +573,15 @@ def test_a_batch_of_one_is_refused_on_the_command_line_too(tmp_path: Path) -> No
     assert "batch: expected at least 2, got 1" in refused("--data", tmp_path, "--batch", 1)
 
 
+def test_seeds_that_are_too_large(tmp_path: Path) -> None:
+    too_large, message = 2**32, "seed: expected a number from 0 to 4294967295, got 4294967296"
+    data = ("--data", tmp_path / "nowhere")  # which is looked for later
+    assert message in refused(*data, "--seed", too_large)
+    assert message in refused("--sample", "a bird", "--generator", tmp_path / "nowhere", "--seed", too_large)
+    (tmp_path / "mine.yml").write_text(f"{{CONFIG_NAME: x, manual_seed: {too_large}}}", encoding="utf-8")
+    assert message in refused(*data, "--cfg", tmp_path / "mine.yml")
+
+
 def test_a_settings_file_that_is_not_there(tmp_path: Path) -> None:
     assert f"--cfg {tmp_path}: no such file" in refused("--cfg", tmp_path)
 
@@ -607,8 +628,9 @@ def test_resume_wants_a_run_and_nothing_else(name: str, alone: Finished, tmp_pat
     (tmp_path / "options.json").write_text("{}", encoding="utf-8")
     assert "expected a run's folder with checkpoint.pt" in refused("--resume", tmp_path)
     given = ("--vlm", "--seed", 0, "--batch", 4, "--data", ".", "--text-encoder", "x", "--generator", "y")
+    given = (*given, "--from-scratch", "--out", "runs")
     message = refused("--resume", alone.folder, *given, name=name)
-    assert "options.json: leave out --vlm, --data, --batch, --seed, --text-encoder, --generator" in message
+    assert "leave out --vlm, --data, --out, --batch, --seed, --text-encoder, --generator, --from-scratch" in message
     other = next(other for other in BASELINES if other != name)
     assert f"--resume {alone.folder}: a run of {name}" in refused("--resume", alone.folder, name=other)
 

@@ -204,6 +204,8 @@ def test_what_is_no_generator_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"x\.pt: expected a run's folder or a checkpoint of a baseline \(attngan: .*dfgan"
     ):
         find_networks(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="seed: expected a number from 0 to 4294967295, got -1"):
+        evaluate(tmp_path / "x.pt", seed=-1)
     with pytest.raises(ValueError, match="--evaluator: expected a matcher's file"):
         choose_evaluator(None, None, None)
     matcher = VLM.load(tiny.matcher())

@@ -97,6 +97,11 @@ def test_nonsense_is_refused(tmp_path: Path, epochs: int, batch: int) -> None:
         train_judge(tiny.birds(), tmp_path / "judge.pt", epochs=epochs, batch=batch)
 
 
+def test_a_seed_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="seed: expected a number from 0 to 4294967295, got -1"):
+        train_judge(tiny.birds(), tmp_path / "judge.pt", seed=-1)
+
+
 def test_only_birds_will_do(tmp_path: Path) -> None:
     data = Path(shutil.copytree(tiny.birds(), tmp_path / "pictures"))
     (data / "attributes.json").unlink()

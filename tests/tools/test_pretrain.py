@@ -566,6 +566,7 @@ def test_pictures_that_are_no_birds(tmp_path: Path, classes: bool, capsys: pytes
         ({"damsm": "x.pth", "embed_dim": None}, "x.pth: expected a DAMSM text encoder, found no such file"),
         ({"device": "tpu"}, "--device tpu"),
         ({"precision": "float16"}, "precision: expected auto, float32 or bfloat16"),
+        ({"seed": 2**32}, "seed: expected a number from 0 to 4294967295, got 4294967296"),
         ({"embed_dim": 6}, "heads: expected a divisor of embed_dim"),
         ({"out": "."}, "out: expected a file to write, got the folder"),
         ({"data": "nowhere"}, "nowhere: expected a data folder"),

@@ -279,6 +279,13 @@ def test_mix_tells_keys_apart() -> None:
     assert training.mix(-1) == training.mix(-1)  # a negative seed is one, too
 
 
+def test_seeds_are_those_that_mix_tells_apart() -> None:
+    assert [training.check_seed(seed) for seed in (0, 2**32 - 1)] == [0, 2**32 - 1]
+    for seed in (-1, 2**32, 2**80):
+        with pytest.raises(ValueError, match=f"seed: expected a number from 0 to 4294967295, got {seed}"):
+            training.check_seed(seed)
+
+
 def test_noise_depends_on_shape_and_key_alone() -> None:
     torch.manual_seed(1)
     noise = training.noise((50, 40), CPU, 0, 3)

@@ -74,6 +74,7 @@ def evaluate(
     Raises:
         FileNotFoundError, ValueError: the message names the argument or file.
     """
+    training.check_seed(seed)
     source = Path(source)
     place = training.choose_device(device)
     trainer, saved = find_networks(source, averaged)

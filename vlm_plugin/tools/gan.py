@@ -28,6 +28,7 @@ from vlm_plugin.tools.trainer import Trainer
 # What the main job draws when no data is given; the packaged files were made from more birds of the same kind.
 BIRDS = {"train": 2000, "validation": 200, "test": 1000, "size": 64, "seed": 0}
 BIRDS_FOLDER = Path("data/birds")
+RUNS = Path("runs")
 # A mismatched pair needs a second caption, a distance a second picture.
 _LEAST = {"batch": 2, "evaluated": 2, "log_every": 1, "sample_every": 1, "checkpoint_every": 1}
 
@@ -43,7 +44,8 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--vlm", nargs="?", const=PACKAGED, metavar="CHECKPOINT", help="add the dual loss of this matcher")
     add("--cfg", type=Path, help="YAML settings, ours or the original's (default: cfg/synthetic.yml)")
     add("--data", type=Path, help="folder of captioned pictures (default: synthetic birds, drawn into data/birds)")
-    add("--out", type=Path, default=Path("runs"), help="where run folders are made (default: runs)")
+    # No default here: --resume refuses one that is given.
+    add("--out", type=Path, help=f"where run folders are made (default: {RUNS})")
     add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, from its folder")
     generator_help = "begin from, or draw with, a run's folder, a packaged start or a published checkpoint"
     add("--generator", type=Path, metavar="RUN_OR_FILE", help=generator_help)
@@ -128,11 +130,11 @@ def _sample(folder: Path, build: type[Trainer], arguments: argparse.Namespace) -
         build,
         Path(source or _packaged_start(folder)),
         read_captions(arguments.sample),
-        arguments.out,
+        arguments.out or RUNS,
         text_encoder=arguments.text_encoder or original.get("text_encoder"),
         data=Path(data) if data else None,
         max_words=original.get("max_words"),
-        seed=original.get("seed", 0) if arguments.seed is None else arguments.seed,
+        seed=_seed(arguments, original),
         device=training.choose_device(arguments.device),
     )
 
@@ -176,12 +178,14 @@ def _run(
         checkpoint = torch.load(run_folder / "checkpoint.pt", map_location="cpu", weights_only=True)
         trainer.load_state(checkpoint["trainer"])
         first = checkpoint["step"]
+        if steps < first:
+            raise ValueError(f"--resume {run_folder}: expected {first} steps or more, which it has done, got {steps}")
         _say(f"resuming {run_folder} at step {first} of {steps}")
     elif options["start"] is not None:
         taken = trainer.load_start(Path(options["start"]), matcher, discriminators=options["start_discriminators"])
         _say(f"beginning from {options['start']}: {', '.join(taken)}")
     if not saved:
-        run_folder = training.shared_run_folder(arguments.out, f"{name}{'-vlm' if vlm_loss else ''}")
+        run_folder = training.shared_run_folder(arguments.out or RUNS, f"{name}{'-vlm' if vlm_loss else ''}")
     left_out = training.LeftOut(run_folder / "skipped.txt", keep=bool(saved))
     show = Show(run_folder, data, truth, matcher, options, settings, trainer, left_out)
     begun = _begun(records, show)
@@ -250,8 +254,12 @@ def _options(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str
         "start_discriminators": original.get("discriminators", True),
         "steps": settings.steps if trains else 0,
         "epochs": original.get("epochs") if trains else None,
-        "seed": original.get("seed", 0) if arguments.seed is None else arguments.seed,
+        "seed": _seed(arguments, original),
     }
+
+
+def _seed(arguments: argparse.Namespace, original: Mapping[str, Any]) -> int:
+    return training.check_seed(original.get("seed", 0) if arguments.seed is None else arguments.seed)
 
 
 def _in_full(path: str | Path | None) -> str | None:
@@ -264,8 +272,9 @@ def _in_full(path: str | Path | None) -> str | None:
 def _saved_options(name: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
     if arguments.resume is None:
         return None
-    fixed = ("vlm", "cfg", "data", "batch", "seed", "text_encoder", "generator")
-    if given := [f"--{n.replace('_', '-')}" for n in fixed if getattr(arguments, n) is not None]:
+    fixed = ("vlm", "cfg", "data", "out", "batch", "seed", "text_encoder", "generator")
+    given = [f"--{n.replace('_', '-')}" for n in fixed if getattr(arguments, n) is not None]
+    if given := given + ["--from-scratch"] * arguments.from_scratch:
         raise ValueError(f"--resume takes these from {arguments.resume}/options.json: leave out {', '.join(given)}")
     for file in ("options.json", "checkpoint.pt"):
         if not (arguments.resume / file).is_file():
@@ -311,7 +320,8 @@ def _length(arguments: argparse.Namespace, options: dict[str, Any], size: int) -
     epochs = options["epochs"] if arguments.epochs is None else arguments.epochs
     if epochs is None:
         return options["steps"]
-    return max(epochs * size // (options["settings"]["batch"] * distributed.world_size()), 1)
+    # An epoch of less than a batch is a step.
+    return max(epochs * size // (options["settings"]["batch"] * distributed.world_size()), min(epochs, 1))
 
 
 def dual_loss(matcher: VLM, settings: EasyDict) -> DualVLMLoss:

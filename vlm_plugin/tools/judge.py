@@ -122,6 +122,7 @@ def train_judge(
     truth = find_truth(data)
     if truth is None:
         raise ValueError(f"{data}: expected synthetic birds (with attributes.json): only their attributes are known")
+    training.check_seed(seed)
     if epochs < 1 or batch < 2:
         raise ValueError(f"epochs, batch: expected at least 1 and 2, got {epochs} and {batch}")
     out = Path(out)

@@ -422,6 +422,7 @@ def pretrain(
     for name, value, least in (("epochs", epochs, 1), ("batch", batch, 2)):
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}")
+    training.check_seed(seed)
     default_size, default_rate, default_dim = DEFAULTS[encoder]
     image_size = image_size or default_size
     learning_rate = learning_rate or default_rate

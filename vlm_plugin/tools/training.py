@@ -119,6 +119,17 @@ def seeded(*key: int) -> Iterator[None]:
         yield
 
 
+def check_seed(seed: int) -> int:
+    """The seed itself, from 0 to 2 ** 32 - 1: of more, `mix` would hear the lower bits alone.
+
+    Raises:
+        ValueError: out of that range.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed: expected a number from 0 to {2**32 - 1}, got {seed}")
+    return seed
+
+
 def mix(*key: int) -> int:
     """One seed out of several integers."""
     value = 0x9E3779B97F4A7C15
