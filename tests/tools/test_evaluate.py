@@ -209,8 +209,9 @@ def test_what_is_no_generator_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--evaluator: expected a matcher's file"):
         choose_evaluator(None, None, None)
     matcher = VLM.load(tiny.matcher())
-    with pytest.raises(ValueError, match="truncation: expected a positive number, got 0"):
-        Painter(lambda noise, text: noise, matcher, 4, truncation=0)
+    for truncation in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"truncation: expected a positive, finite number, got {truncation}"):
+            Painter(lambda noise, text: noise, matcher, 4, truncation=truncation)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -26,7 +27,7 @@ class Painter:
         truncation: noise is drawn from a normal distribution cut off at plus and minus this; None leaves it whole.
 
     Raises:
-        ValueError: a truncation that is not positive.
+        ValueError: a truncation that is not positive and finite.
     """
 
     def __init__(
@@ -38,8 +39,8 @@ class Painter:
         seed: int = 0,
         truncation: float | None = None,
     ) -> None:
-        if truncation is not None and truncation <= 0:
-            raise ValueError(f"truncation: expected a positive number, got {truncation}")
+        if truncation is not None and not 0 < truncation < math.inf:
+            raise ValueError(f"truncation: expected a positive, finite number, got {truncation}")
         self._draw, self._matcher, self._noise_dim = draw, matcher, noise_dim
         self.seed, self.truncation = seed, truncation
 
