@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from baselines.dfgan.trainer import DFGAN
 from vlm_plugin import VLM
+from vlm_plugin.model import fingerprint
 from vlm_plugin.tools import examination, gan
 from vlm_plugin.tools.cli import main
 from vlm_plugin.tools.drawing import Painter, as_written, from_bytes, to_bytes
@@ -26,6 +27,7 @@ from vlm_plugin.tools.examination import choose_evaluator, with_known_words
 from vlm_plugin.tools.gallery import extremes, word_maps
 from vlm_plugin.tools.judge import Judge
 from vlm_plugin.tools.pictures import to_image
+from vlm_plugin.tools.report import write_report
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,31 @@ def test_the_numbers_from_the_written_pictures(run: Path) -> None:
     with (there / "scores.csv").open(encoding="utf-8", newline="") as file:
         scored = [float(row["vlms"]) for row in csv.DictReader(file)]
     assert sum(scored) / 30 == pytest.approx(numbers(there)["vlms"], rel=1e-3)  # the CSV has four digits
+
+
+def test_other_real_pictures_of_the_same_names_and_captions_are_another_evaluation(run: Path, tmp_path: Path) -> None:
+    inverted = Path(shutil.copytree(tiny.birds(), tmp_path / tiny.birds().name))
+    for path in inverted.rglob("*.jpg"):
+        with Image.open(path) as image:
+            ImageChops.invert(image.convert("RGB")).save(path)
+    folders = {
+        name: evaluate(run, data, count=10, batch=batch, device="cpu", out=tmp_path / name)
+        for name, data, batch in (("a", tiny.birds(), 50), ("b", tiny.birds(), 3), ("c", inverted, 50))
+    }
+    own, again, other = (result(folder)["manifest"] for folder in folders.values())
+    assert own == again
+    assert {name for name in own if own[name] != other[name]} == {"data_digest"}
+    with pytest.raises(ValueError, match=r"got differences: data_digest: [0-9a-f]{16} and [0-9a-f]{16}$"):
+        write_report([folders["a"], folders["c"]], tmp_path / "both.html")
+
+
+def test_the_manifest_names_the_generator_and_generators_may_be_compared(run: Path, tmp_path: Path) -> None:
+    folders = [evaluate(run, count=4, device="cpu", averaged=a, out=tmp_path / str(a)) for a in (True, False)]
+    own, as_trained = (result(folder)["manifest"]["generator"] for folder in folders)
+    weights = torch.load(run / "checkpoint.pt", weights_only=True)["trainer"]
+    assert (own, as_trained) == (fingerprint(weights["average"]), fingerprint(weights["generator"]))
+    assert own != as_trained
+    assert write_report(folders, tmp_path / "both.html").is_file()
 
 
 def test_what_changes_the_pictures_changes_numbers_and_manifest(run: Path) -> None:

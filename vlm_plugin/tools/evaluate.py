@@ -112,7 +112,7 @@ def evaluate(
     drawn = painter.all(examination.captions, batch)
     drawn = training.progress(drawn, total=-(-len(examination.captions) // batch), desc="drawing")
     examination.table.add(label, _written(drawn, folder, examination.captions) if pictures else drawn)
-    manifest = examination.manifest(truncation=truncation, ema=averaged if source.is_dir() else None)
+    manifest = examination.manifest(generator, truncation=truncation, ema=averaged if source.is_dir() else None)
     _keep(folder)
     if source.is_dir() and not folder.samefile(source):
         for name in _OF_TRAINING:

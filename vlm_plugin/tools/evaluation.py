@@ -56,7 +56,7 @@ class Subject(NamedTuple):
     mismatched: Callable[[Tensor, Tensor], Tensor]
     """As `RPrecision` takes it."""
     digest: str
-    """Sixteen hexadecimal digits that name pictures and captions."""
+    """Sixteen hexadecimal digits that name the pictures' keys and the captions."""
 
 
 def subject(records: Sequence[Record], chosen: Sequence[Item], truth: BirdTruth | None) -> Subject:

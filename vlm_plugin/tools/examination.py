@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm_plugin.data import BirdTruth, CaptionedImages, Record, find_layout
 from vlm_plugin.model import ASSETS, fingerprint
 from vlm_plugin.tools import gallery, training
-from vlm_plugin.tools.drawing import Painter
+from vlm_plugin.tools.drawing import Painter, to_bytes
 from vlm_plugin.tools.evaluation import CANDIDATES, FOLDS, Inception, Named, Table, items, subject
 from vlm_plugin.tools.judge import Judge
 from vlm_plugin.tools.matchers import load_matcher
@@ -77,9 +78,9 @@ class Examination:
         judge = Judge.load().to(evaluator.vlm.device) if truth is not None else None
         # Each picture once, however many of its captions are drawn.
         self._once = list(dict.fromkeys(item.record for item in self.items))
-        self.table = Table(
-            self.subject, self._real(self._once), evaluator, matcher, trained_with, judge, inception, seed
-        )
+        self._digest = hashlib.sha256(self.subject.digest.encode())
+        reference = self._digested(self._real(self._once))
+        self.table = Table(self.subject, reference, evaluator, matcher, trained_with, judge, inception, seed)
         if lost := total - sum(len(record.captions) for record in records):
             note = f"{lost} of the split's {total} captions are left out: a matcher knows no word of them"
             self.table.notes.append(note)
@@ -116,19 +117,35 @@ class Examination:
     def _real(self, records: Sequence[int]) -> Iterator[Tensor]:
         return self._batches(self.images, records)
 
+    def _digested(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Pass pictures on, and take their pixels into the digest: they are read once."""
+        for batch in batches:
+            self._digest.update(to_bytes(batch).numpy())
+            yield batch
+
     def _batches(self, images: CaptionedImages, numbers: Sequence[int]) -> Iterator[Tensor]:
         for start in range(0, len(numbers), self.batch):
             yield torch.stack([images[number].image for number in numbers[start : start + self.batch]])
 
-    def manifest(self, **more: object) -> dict[str, Any]:
-        """Everything that the numbers depend on."""
+    def manifest(self, generator: nn.Module, **more: object) -> dict[str, Any]:
+        """Everything that the numbers depend on.
+
+        Args:
+            generator: the one that is evaluated, for its fingerprint.
+            **more: further entries.
+
+        Returns:
+            Plain values. `data_digest` names the captions, and the keys and pixels of their real pictures as they are
+            read: cropped and resized, 8 bits a channel.
+        """
         evaluator, judge, inception = self.table.evaluator, self.table.judge, self.table.inception
         return {
             "data": self.data.name, "layout": find_layout(self.data).looks_like, "split": self.split,
-            "data_digest": self.subject.digest, "pictures": len(self.captions), "image_size": self.images.image_size,
-            "resize": RESIZE, "seed": self.seed, "candidates": CANDIDATES, "folds": FOLDS,
+            "data_digest": self._digest.hexdigest()[:16], "pictures": len(self.captions),
+            "image_size": self.images.image_size, "resize": RESIZE, "seed": self.seed,
+            "candidates": CANDIDATES, "folds": FOLDS,
             "evaluator": {"name": evaluator.name, "fingerprint": evaluator.vlm.fingerprint},
-            "trained_with": self._trained_with,
+            "generator": fingerprint(generator), "trained_with": self._trained_with,
             "judge": None if judge is None else fingerprint(judge),
             "inception": None if inception is None else inception.checksum,
             **more, "device": str(evaluator.vlm.device), "versions": training.versions(),

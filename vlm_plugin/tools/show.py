@@ -36,6 +36,7 @@ class Show:
     ) -> None:
         self.folder, self.matcher, self.left_out = run_folder, matcher, left_out
         self.skip_bad, self.size = options["skip_bad"], trainer.image_size
+        self._trainer = trainer
         named = Named(Path(options["vlm"] or options["text_encoder"]).name, matcher)
         circular = options["vlm"] or trainer.learns_from_matcher
         evaluator = choose_evaluator(None, truth, named)
@@ -77,7 +78,7 @@ class Show:
         if hasattr(self.matcher.image_encoder, "grid"):
             self._attention(self.folder / "attention.png")
             written.append("attention.png")
-        manifest = examination.manifest(truncation=None, ema=True)
+        manifest = examination.manifest(self._trainer.average, truncation=None, ema=True)
         written = [*examination.write(self.folder, self.painter, manifest, shown, "after"), *written]
         print(f"written to {self.folder}: {', '.join(written)}", flush=True)
 
