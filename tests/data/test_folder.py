@@ -78,6 +78,17 @@ def test_folders_of_splits(tmp_path: Path, form: Form, validation: str) -> None:
 
 
 @FORMS
+@pytest.mark.parametrize("names", [("Train", "TEST", "Val"), ("training", "Testing", "DEV")])
+def test_other_names_of_the_folders_hide_no_test_pictures(tmp_path: Path, form: Form, names: Sequence[str]) -> None:
+    for name in names:
+        form(tmp_path / name, {f"{name}.jpg": ["a dog"]})
+    assert is_folder(tmp_path)
+    assert list_splits(tmp_path) == ["test", "train", "validation"]
+    keys = [[record.key for record in open_split(tmp_path, split)] for split in ("train", "test", "validation")]
+    assert keys == [[name] for name in names]
+
+
+@FORMS
 def test_a_test_split_is_made_by_name_and_adding_pictures_moves_none(tmp_path: Path, form: Form) -> None:
     def splits(root: Path, names: list[str]) -> list[list[str]]:
         form(root, {f"{name}.jpg": ["a dog"] for name in names})
@@ -108,6 +119,12 @@ def test_two_folders_for_one_split(tmp_path: Path, form: Form) -> None:
     with pytest.raises(ValueError, match="expected one folder for the split validation, got val and dev"):
         read(tmp_path, "validation")
     assert problems(tmp_path, "validation")[0] == []
+    for split, other in (("test", "Testing"), ("train", "training")):
+        root = tmp_path / "twice" / split
+        for name in (split, other):
+            form(root / name, SOME)
+        with pytest.raises(ValueError, match=f"expected one folder for the split {split}, got {split} and {other}"):
+            read(root, split)
 
 
 @FORMS

@@ -6,17 +6,20 @@ ROOT/<split>/<file_name>                       the pictures; those in no row are
 ROOT/<split>/<key>.txt                         without such a table: one caption a line,
 ROOT/<split>/<key>.jpg                         and the picture of that name, in folders of any depth
 
-The folder of the split "validation" may be called val, valid or dev. Without folders of splits, everything in ROOT is
-the split "train". Files and folders whose name begins with a dot are passed over.
+The folders of the splits may be called train or training, validation, val, valid or dev, and test or testing, in upper
+or lower case. Without any of them, everything in ROOT is the split "train". Files and folders whose name begins with a
+dot are passed over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +29,12 @@ from vlm_plugin.data.text import caption_lines, checked_name, read_text, without
 
 __all__ = ["LAYOUT", "folder_splits", "is_folder", "read_folder"]
 
-_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
+# In lower case.
+_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
 _TABLES = ("metadata.jsonl", "metadata.csv")
 _COLUMNS = ("file_name", "text")
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -35,7 +43,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 def is_folder(root: str | Path) -> bool:
     """Whether `root` or a split's folder in it holds a metadata file, or any folder in it a picture with a .txt."""
     root = Path(root)
-    folders = [root, *(root / name for names in _FOLDERS.values() for name in names)]
+    folders = [root, *(folder for some in _named_folders(root).values() for folder in some)]
     return any(map(_tables, folders)) or any(_has_pair(names) for _, names in _walk(root, _ignore))
 
 
@@ -93,12 +101,22 @@ def _split_folders(root: Path) -> dict[str, list[Path]]:
     """Folders by split; there should be one each."""
     at_root = bool(_tables(root))
     folders = {
-        split: [root / n for n in names if _tables(root / n) or (not at_root and _holds_pictures(root / n))]
-        for split, names in _FOLDERS.items()
+        split: [folder for folder in some if _tables(folder) or (not at_root and _holds_pictures(folder))]
+        for split, some in _named_folders(root).items()
     }
     if at_root or not any(folders.values()):
         folders["train"].insert(0, root)
     return {split: some for split, some in folders.items() if some}
+
+
+def _named_folders(root: Path) -> dict[str, list[Path]]:
+    """What lies in `root` under a name of a split, by split, whatever it holds."""
+    there: dict[str, list[Path]] = defaultdict(list)
+    # What cannot be listed is reported when it is read.
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(root)):
+            there[name.casefold()].append(root / name)
+    return {split: [path for name in names for path in there[name]] for split, names in _FOLDERS.items()}
 
 
 def _tables(folder: Path) -> list[Path]:
