@@ -140,6 +140,21 @@ def test_class_ids(gradient: Path) -> None:
     assert caption_id("a bird") == 5705390755058958707  # the same in every process
 
 
+def test_without_classes_rows_of_one_picture_are_one_group(gradient: Path) -> None:
+    """As where a batch is larger than the split; over a shared caption two pictures' rows come together."""
+    first = CaptionedImages([record(gradient, class_id=None)], 16, train=False)[0]
+
+    def groups(*rows: tuple[int, str]) -> list[int]:
+        batch = collate([first._replace(index=index, caption=caption) for index, caption in rows])
+        ids = batch.class_ids.tolist()
+        assert set(ids) <= {caption_id(caption) for _, caption in rows}  # which mean the same in every process
+        return [ids.index(number) for number in ids]
+
+    assert groups((0, "a"), (1, "b"), (0, "c"), (2, "d"), (0, "a")) == [0, 1, 0, 3, 0]
+    assert groups((0, "a"), (1, "b"), (1, "a"), (2, "c"), (0, "d")) == [0, 0, 0, 3, 0]
+    assert groups((0, "a"), (1, "b"), (2, "c"), (0, "b"), (1, "c")) == [0] * 5
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_pictures_of_every_mode_become_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")

@@ -46,6 +46,15 @@ def take(count: int, *arguments: object, **options: object) -> list[Batch]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def test_without_classes_a_batch_larger_than_the_split_has_no_picture_as_its_own_negative() -> None:
+    records = [record._replace(class_id=None) for record in open_split(tiny.birds(), "train")[:3]]
+    (batch,) = take(1, CaptionedImages(records, 16, train=True), 12, 0)
+    assert sorted(batch.indices.tolist()) == [0] * 4 + [1] * 4 + [2] * 4
+    assert len(set(batch.captions)) > 3
+    same_picture = batch.indices[:, None] == batch.indices
+    assert torch.equal(batch.class_ids[:, None] == batch.class_ids, same_picture)
+
+
 def test_a_position_is_the_same_sample_for_ever(images: CaptionedImages) -> None:
     stream = training.Stream(images, seed=3)
     torch.manual_seed(0)

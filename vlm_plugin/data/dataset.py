@@ -88,8 +88,8 @@ class Batch(NamedTuple):
     caption_indices: Tensor
     """(B,) int64."""
     class_ids: Tensor
-    """(B,) int64: rows of equal id are no negatives of each other. Without classes an id of the caption's text, so
-    that equal captions have equal ids."""
+    """(B,) int64: rows of equal id are no negatives of each other. Without classes an id of a caption's text: rows of
+    equal captions share one, and so do rows of one picture."""
     keys: list[str]
     indices: Tensor
     """(B,) int64."""
@@ -311,16 +311,32 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Puts samples into a batch: the `collate_fn` of a DataLoader over `CaptionedImages`. See also `Collate`."""
     images = [sample.image for sample in samples]
     several = isinstance(images[0], tuple)
-    ids = [caption_id(sample.caption) if sample.class_id is None else sample.class_id for sample in samples]
     return Batch(
         images=tuple(map(torch.stack, zip(*images, strict=True))) if several else torch.stack(images),
         captions=[sample.caption for sample in samples],
         caption_indices=torch.tensor([sample.caption_index for sample in samples], dtype=torch.long),
-        class_ids=torch.tensor(ids, dtype=torch.long),
+        class_ids=torch.tensor(_class_ids(samples), dtype=torch.long),
         keys=[sample.key for sample in samples],
         indices=torch.tensor([sample.index for sample in samples], dtype=torch.long),
         skipped=[name for sample in samples for name in sample.skipped],
     )
+
+
+def _class_ids(samples: Sequence[Sample]) -> list[int]:
+    """Class ids; without classes one id for rows of equal captions or of one picture, whose captions are all true."""
+    joined: dict[int, int] = {}
+
+    def representative(number: int) -> int:
+        while joined.get(number, number) != number:
+            number = joined[number]
+        return number
+
+    numbers = [caption_id(sample.caption) if sample.class_id is None else sample.class_id for sample in samples]
+    first_of_picture: dict[int, int] = {}
+    for sample, number in zip(samples, numbers, strict=True):
+        first = first_of_picture.setdefault(sample.index, number)
+        joined[representative(number)] = representative(first)
+    return [representative(number) for number in numbers]
 
 
 class Collate:
