@@ -18,11 +18,13 @@ from PIL import Image, ImageChops
 
 from baselines.dfgan.trainer import DFGAN
 from vlm_plugin import VLM
+from vlm_plugin.data import CaptionedImages, open_split
 from vlm_plugin.model import fingerprint
 from vlm_plugin.tools import examination, gan
 from vlm_plugin.tools.cli import main
 from vlm_plugin.tools.drawing import Painter, as_written, from_bytes, to_bytes
 from vlm_plugin.tools.evaluate import evaluate, find_networks
+from vlm_plugin.tools.evaluation import frechet_distance
 from vlm_plugin.tools.examination import choose_evaluator, with_known_words
 from vlm_plugin.tools.gallery import extremes, word_maps
 from vlm_plugin.tools.judge import Judge
@@ -167,6 +169,25 @@ def test_what_changes_the_pictures_changes_numbers_and_manifest(run: Path) -> No
         other = evaluate(run, count=10, device="cpu", out=run.parent / name, **option)
         assert result(other)["manifest"][name] != result(base)["manifest"][name]
         assert numbers(other)["vlms"] != numbers(base)["vlms"], name
+
+
+@pytest.mark.parametrize(("split", "other"), [("train", "test"), ("test", "train"), ("validation", "train")])
+def test_the_real_pictures_distance_is_that_of_another_split(run: Path, split: str, other: str) -> None:
+    there = evaluate(run, count=20, split=split, device="cpu", out=run.parent / split)
+    judge, features = Judge.load(), []
+    for records in (open_split(tiny.birds(), split)[:20], open_split(tiny.birds(), other)[-20:]):
+        images = CaptionedImages(records, tiny.SIZE, train=False)
+        with torch.no_grad():
+            features.append(judge.features(torch.stack([sample.image for sample in images])))
+    assert numbers(there, 0)["frechet_distance"] == pytest.approx(frechet_distance(*features), rel=1e-3)
+
+
+def test_without_another_split_the_real_pictures_have_no_distance(run: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(tiny.birds(), tmp_path / "alone", ignore=shutil.ignore_patterns("train", "valid*")))
+    there = evaluate(run, alone, count=4, device="cpu", out=tmp_path / "there")
+    assert "frechet_distance" not in numbers(there, 0)
+    assert "frechet_distance" in numbers(there)
+    assert any(note.startswith("real: no distance") for note in result(there)["notes"])
 
 
 def test_circular_where_the_evaluator_trained_the_generator(run: Path) -> None:

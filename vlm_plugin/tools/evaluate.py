@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm_plugin.data import find_truth, make_birds, open_split
+from vlm_plugin.data import Records, find_layout, find_truth, make_birds, open_split
 from vlm_plugin.features import Features
 from vlm_plugin.tools import training
 from vlm_plugin.tools.drawing import Painter
@@ -100,7 +100,7 @@ def evaluate(
     painter = Painter(draw, conditioning, generator.noise_dim, seed=seed, truncation=truncation)
     records = open_split(data, split)
     size = painter.some([records[0].captions[0]], [0]).shape[-1]
-    others = open_split(data, "train")[-min(count or len(records), len(records)) :]
+    others = _others(data, split)[-min(count or len(records), len(records)) :]
     examination = Examination(
         data, records, others, size, examiner,
         matcher=matcher, trained_with=trained_with, truth=truth, split=split, count=count, batch=batch, seed=seed,
@@ -122,6 +122,16 @@ def evaluate(
     print("\n" + examination.table.text_table() + "\n")
     print(f"written to {folder}: {', '.join(written)}", flush=True)
     return folder
+
+
+def _others(data: Path, split: str) -> Records:
+    """Pictures of another split, for the distance between real pictures and real ones; none where there is none."""
+    own = find_layout(data).splits(data)
+    for name in ("train", "test", "validation"):
+        # Without a test split a part of train is one.
+        if name != split and (name in own or (name == "test" and "train" in own)):
+            return open_split(data, name)
+    return Records()
 
 
 def find_networks(source: Path, averaged: bool = True) -> tuple[type[Trainer], Saved]:

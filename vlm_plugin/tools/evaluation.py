@@ -265,7 +265,8 @@ class Table:
         Args:
             name: the row's name.
             pictures: batches `(B, 3, S, S)` in [-1, 1], picture i of them all drawn from caption i.
-            distance_of: batches to measure distances of in their place (real pictures of another split).
+            distance_of: batches to measure distances of in their place (real pictures of another split); without a
+                second picture the row has no distances.
 
         Raises:
             ValueError: another number of pictures than of captions.
@@ -336,7 +337,7 @@ class Table:
 
     def _distances(self, looked: _Looked) -> dict[str, Number]:
         real = self._reference
-        if min(map(len, (torch.cat(real.features), torch.cat(looked.features)))) < 2:
+        if min(sum(map(len, of.features)) for of in (real, looked)) < 2:
             return {}  # one picture has no spread
         row = {"frechet_distance": Number(frechet_distance(torch.cat(real.features), torch.cat(looked.features)))}
         if self.inception is not None:

@@ -32,7 +32,7 @@ class Examination:
     Args:
         data: the data folder.
         records: the pictures of the split.
-        others: pictures of the train split, for the distance between real pictures and real ones.
+        others: pictures of another split, for the distance between real pictures and real ones; may be none.
         image_size: side of the generated pictures.
         evaluator: the matcher that scores.
         matcher: the matcher of the training, or None.
@@ -73,7 +73,7 @@ class Examination:
         if not self.items:
             raise ValueError(f"{data}: expected captions with words that {evaluator.name} knows, found none in {split}")
         self.images = CaptionedImages(records, image_size, train=False)
-        self._others = CaptionedImages(others, image_size, train=False)
+        self._others = CaptionedImages(others, image_size, train=False) if others else None
         self.subject = subject(records, self.items, truth)
         judge = Judge.load().to(evaluator.vlm.device) if truth is not None else None
         # Each picture once, however many of its captions are drawn.
@@ -110,9 +110,14 @@ class Examination:
         return torch.stack(rows)
 
     def add_real(self) -> None:
-        """Score the real pictures; their distance is that of the other real pictures."""
+        """Score the real pictures; their distance is that of the other real pictures, if there are any."""
         own = self._real([item.record for item in self.items])
-        self.table.add("real", own, distance_of=self._batches(self._others, range(len(self._others))))
+        others: Iterable[Tensor] = ()
+        if self._others is None:
+            self.table.notes.append("real: no distance, which takes real pictures of another split, and there is none")
+        else:
+            others = self._batches(self._others, range(len(self._others)))
+        self.table.add("real", own, distance_of=others)
 
     def _real(self, records: Sequence[int]) -> Iterator[Tensor]:
         return self._batches(self.images, records)
