@@ -306,9 +306,17 @@ def test_the_own_caption_is_never_a_wrong_one_and_the_forbidden_are_never_drawn(
         assert exactly(fed(metric, images, captions, ids).compute())[0] == 0
         metric = synthetic(text, mismatched=everything_goes, candidates=9, seed=seed)
         assert exactly(fed(metric, as_pictures(text), captions, ids).compute())[0] == 1
-    # No wrong caption at all: nothing ranks before the own one.
-    metric = synthetic(text, mismatched=lambda rows, every: ~everything_goes(rows, every))
-    assert exactly(fed(metric, images, captions, ids).compute())[0] == 1
+
+
+def test_a_picture_without_a_wrong_caption_has_no_r_precision():
+    images, captions, text = world(10)
+    for classes in ([4], [4] * 10):
+        metric = fed(synthetic(text), images[: len(classes)], captions[: len(classes)], torch.tensor(classes))
+        assert metric.values().isnan().all()
+        assert metric.compute()[0].isnan()
+    metric = synthetic(text, mismatched=lambda rows, every: (rows != every.T) & (rows != 7))
+    assert fed(metric, images, captions, torch.arange(10)).values().isnan().tolist() == [i == 7 for i in range(10)]
+    assert metric.compute()[0].isnan()
 
 
 def test_every_allowed_caption_is_drawn_as_often_as_any_other():

@@ -261,8 +261,8 @@ class RPrecision(_PictureMetric):
     Chance is `1 / candidates`. Which wrong captions a picture gets is drawn without replacement from all that may
     serve, by `seed` and the number of pictures alone: not by batches, device or number of processes. Cosines within
     1e-6 of each other are a tie, and a tie is no hit. Where fewer than `candidates - 1` captions may serve, all of them
-    do (so what `forward` returns for a small batch is no R-precision of this many candidates). Memory grows with the
-    number of pictures, not with its square.
+    do (so what `forward` returns for a small batch is no R-precision of this many candidates). Where none may serve a
+    picture, its value is NaN, and so is the mean. Memory grows with the number of pictures, not with its square.
 
     ```python
     r_precision = RPrecision(vlm)  # or RPrecision(image_encoder=cnn, text_encoder=lambda captions: ...)
@@ -370,14 +370,14 @@ class RPrecision(_PictureMetric):
         self.update(check_features(image, "image"), check_features(text, "text"), facts)
 
     def values(self) -> Tensor:
-        """`(N,)` 1.0 where the own caption ranks first, else 0.0."""
+        """`(N,)` 1.0 where the own caption ranks first, else 0.0; NaN where there is no wrong caption."""
         # On the CPU whatever the device: the draw has to be the same everywhere.
         images, captions, facts = (
             self._joined(state).cpu() for state in (self.image_vectors, self.text_vectors, self.facts)
         )
         _check_alike(facts[:1], facts)
         first = _ranks_first(images, captions, facts[:, 1:], self.mismatched, self.candidates, self.seed)
-        return first.to(self.device, torch.float32)
+        return first.to(self.device)
 
     def _sync_dist(self, dist_sync_fn: Callable = gather_all_tensors, process_group: object = None) -> None:
         """As torchmetrics does, and also where a process has seen no sample or other facts than the rest."""
@@ -508,7 +508,8 @@ def _ranks_first(
     candidates: int,
     seed: int,
 ) -> Tensor:
-    """`(N,)` bool: the own caption's cosine is above that of each wrong caption drawn; the vectors are unit ones."""
+    """`(N,)` float32: whether the own caption's cosine is above that of each wrong caption drawn (the vectors are unit
+    ones), NaN where none is drawn."""
     generator = torch.Generator().manual_seed(seed)
     count = len(images)
     drawn = min(candidates, count) - 1
@@ -526,7 +527,9 @@ def _ranks_first(
         keys, columns = keys.topk(drawn, largest=False, sorted=False)
         own = (images[rows] * captions[rows]).sum(-1, keepdim=True)
         others = (images[rows, None] * captions[columns]).sum(-1)
-        first.append(((own > others + _TIE) | (keys == _NO_CANDIDATE)).all(1))
+        absent = keys == _NO_CANDIDATE
+        hits = ((own > others + _TIE) | absent).all(1).float()
+        first.append(hits.masked_fill(absent.all(1), torch.nan))
     return torch.cat(first)
 
 

@@ -211,7 +211,9 @@ def test_everything_is_written_and_opens(name: str, finished: Finished) -> None:
     assert manifest["trained_with"] == VLM.load(tiny.matcher()).fingerprint
     assert manifest["evaluator"]["fingerprint"] == VLM.load(tiny.evaluator()).fingerprint
     assert [row["name"] for row in results["rows"]] == ["real", "before", "after"]
-    assert all(set(row["values"]) == set(results["columns"]) for row in results["rows"])
+    # Ten captions hold no wrong one for some of the birds.
+    expected = {name for name in results["columns"] if not name.startswith("r_precision")}
+    assert all(set(row["values"]) == expected for row in results["rows"])
 
 
 def test_every_term_is_logged_beside_its_floor(name: str, finished: Finished) -> None:

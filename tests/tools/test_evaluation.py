@@ -172,6 +172,44 @@ def test_another_number_of_pictures_than_of_captions_is_refused(count: int) -> N
         table().add("after", batches(torch.zeros(count, 3, 32, 32), 7))
 
 
+def of_classes(classes: list[int | None]) -> Table:
+    """A table of as many pictures, scored."""
+    records = [Record(str(i), Path(str(i)), (f"a {i} bird",), c, None) for i, c in enumerate(classes)]
+    evaluator = Named("other.vlm.pt", tiny.build_matcher(seed=9))
+    result = Table(subject(records, items([1] * len(classes)), None), batches(drawn(2)[: len(classes)]), evaluator)
+    result.add("after", batches(drawn(3)[: len(classes)]))
+    return result
+
+
+@pytest.mark.parametrize(("classes", "least"), [([None] * 20, 20), ([0] * 12 + [1] * 8, 9), ([0] * 19 + [1], 2)])
+def test_the_column_says_of_how_many_captions_the_own_one_is_first(classes: list[int | None], least: int) -> None:
+    result = of_classes(classes)
+    assert result.columns["r_precision"].what == f"own caption first of at least {least}"
+    assert 0 <= result.rows["after"]["r_precision"].value <= 1
+
+
+def test_of_enough_captions_the_own_one_is_first_of_a_hundred() -> None:
+    records = [Record(str(i), Path(str(i)), (f"a {i} bird",), None, None) for i in range(100)]
+    about = subject(records, items([1] * 100), None)
+    evaluator = Named("other.vlm.pt", tiny.build_matcher(seed=9))
+    assert Table(about, batches(drawn(2)), evaluator).columns["r_precision"].what == "own caption first of 100"
+
+
+def test_without_wrong_captions_there_is_no_r_precision() -> None:
+    result = of_classes([3] * 20)
+    assert "r_precision" not in result.rows["after"]
+    assert "| after |  | 0." in result.text_table()
+    assert "R-precision: none, for a picture has no wrong caption among these, by" in result.text_table()
+
+
+def test_parts_of_one_picture_have_no_spread() -> None:
+    for count in (19, 20):
+        result = of_classes([None] * count)
+        row, text = result.rows["after"], result.text_table()
+        assert {row[name].spread is None for name in ("r_precision", "vlms")} == {count == 19}
+        assert ("±" in text, "no spread below 20 pictures" in text) == (count == 20, count == 19)
+
+
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("judge", [True, False])
 @pytest.mark.parametrize("trained_with", [None, "0123456789abcdef", "matcher"])

@@ -92,6 +92,16 @@ def untrue(rows: Tensor, every: Tensor) -> Tensor:
     return ~true_pairs(picture, said, named.bool())
 
 
+def fewest_wrong(subject: Subject) -> int:
+    """How many captions may serve as wrong ones for the picture that has the fewest."""
+    fewest = len(subject.captions)
+    for rows in torch.arange(len(subject.captions)).split(_CHUNK):
+        wrong = subject.mismatched(subject.facts[rows], subject.facts)
+        wrong[torch.arange(len(rows)), rows] = False  # its own
+        fewest = min(fewest, int(wrong.sum(1).min()))
+    return fewest
+
+
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """Frechet distance of two sets of features, each taken as a Gaussian. Computed by torchmetrics.
 
@@ -176,7 +186,7 @@ class Column(NamedTuple):
 
 
 class Number(NamedTuple):
-    """A number and its spread: the standard deviation of ten equal parts of the pictures, where that is known."""
+    """A number and its spread: the standard deviation of ten equal parts of the pictures, where these hold two each."""
 
     value: float
     spread: float | None = None
@@ -219,6 +229,8 @@ class Table:
             self._readers.append(("_training", matcher))
         for _, reader in self._readers:
             reader.vlm.eval()
+        # What the picture with the fewest wrong captions chooses from: these and its own.
+        self._candidates = min(CANDIDATES, 1 + fewest_wrong(subject))
         self._texts = [_encoded(reader.vlm, subject.captions) for _, reader in self._readers]
         self.columns = self._columns(trained_with)
         self.notes = [] if inception is not None else [NO_INCEPTION]
@@ -232,13 +244,14 @@ class Table:
             judge = f"judge {fingerprint(self.judge)}"
             what = "share of the attributes named by the caption that the judge finds"
             columns["attribute_accuracy"] = Column("attribute accuracy", judge, what)
-        candidates = min(CANDIDATES, len(self.subject.captions))
+        ranking = f"own caption first of {'' if self._candidates == CANDIDATES else 'at least '}{self._candidates}"
+        if self._candidates == 1:
+            ranking = "none, for a picture has no wrong caption among these"
         for suffix, reader in self._readers:
             circular = trained_with == reader.vlm.fingerprint
             by = f"{'matcher' if suffix else 'evaluator'} {reader.name} {reader.vlm.fingerprint}"
             whose = ", own matcher" if suffix else ""
-            what = f"own caption first of {candidates}"
-            columns[f"r_precision{suffix}"] = Column(f"R-precision{whose}", by, what, circular=circular)
+            columns[f"r_precision{suffix}"] = Column(f"R-precision{whose}", by, ranking, circular=circular)
             if reader.vlm.scorer is not None:
                 what = "mean score of picture and caption"
                 columns[f"vlms{suffix}"] = Column(f"VLMS{whose}", by, what, circular=circular)
@@ -297,11 +310,12 @@ class Table:
             looked = self._look(distance_of)
         row = {}
         if accuracy is not None:
-            row["attribute_accuracy"] = _number(accuracy.compute())
+            row["attribute_accuracy"] = self._number(accuracy)
         for (suffix, _), (precision, vlms) in zip(self._readers, metrics, strict=True):
-            row[f"r_precision{suffix}"] = _number(precision.compute())
+            if self._candidates > 1:
+                row[f"r_precision{suffix}"] = self._number(precision)
             if vlms is not None:
-                row[f"vlms{suffix}"] = _number(vlms.compute())
+                row[f"vlms{suffix}"] = self._number(vlms)
         if metrics[0][1] is not None:
             self.scores[name] = metrics[0][1].values().cpu()
         self.rows[name] = row | self._distances(looked)
@@ -316,6 +330,14 @@ class Table:
         options = {"folds": FOLDS, "seed": self.seed, "sync_on_compute": False}
         precision = RPrecision(vlm, candidates=CANDIDATES, mismatched=self.subject.mismatched, **options)
         return precision, VLMS(vlm, **options) if vlm.scorer is not None else None
+
+    @property
+    def _has_spread(self) -> bool:
+        return len(self.subject.captions) >= 2 * FOLDS
+
+    def _number(self, metric: AttributeAccuracy | RPrecision | VLMS) -> Number:
+        mean, spread = metric.compute()
+        return Number(float(mean), float(spread) if self._has_spread else None)
 
     @torch.no_grad()
     def _look(self, pictures: Iterable[Tensor]) -> _Looked:
@@ -351,7 +373,9 @@ class Table:
         for name, row in self.rows.items():
             lines.append(f"| {name} | " + " | ".join(_cell(c, row.get(c)) for c in titles) + " |")
         notes = [f"{titles[name]}: {_meaning(column)}" for name, column in self.columns.items()]
-        spread = "± is the standard deviation over ten equal parts of the pictures"
+        spread = f"no spread below {2 * FOLDS} pictures"
+        if self._has_spread:
+            spread = "± is the standard deviation over ten equal parts of the pictures"
         return "\n".join([*lines, "", f"{len(self.subject.captions)} captions; {spread}", *notes, *self.notes])
 
     def content(self, manifest: dict[str, Any]) -> dict[str, Any]:
