@@ -51,6 +51,8 @@ def test_captions_are_stripped_and_otherwise_exact(tmp_path: Path) -> None:
     path = tmp_path / "captions.txt"
     path.write_bytes("\ufeff\tA  \u201cred\u201d bird \u2028 sings.\r\n\r\n \t\n\U0001f426\n".encode())
     assert caption_lines(path, stop) == ("A  \u201cred\u201d bird \u2028 sings.", "\U0001f426")
+    path.write_bytes(b"a bird\r\ra fish\r\na dog\na cat\r")
+    assert caption_lines(path, stop) == ("a bird", "a fish", "a dog", "a cat")
     path.write_bytes(b"\n \r\n")
     found: list[Problem] = []
     assert caption_lines(path, found.append) == ()

@@ -347,7 +347,7 @@ def test_blank_lines_and_both_titles(tmp_path: Path, name: str, content: str) ->
     assert read_captions(tmp_path / name, folder) == {"1.png": "a \u2028 bird"}
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_one_caption_a_line_in_natural_order(tmp_path: Path, end: str) -> None:
     folder = paint(tmp_path / "pictures", *PICTURES)
     # A line separator inside a caption is no line end here.

@@ -18,14 +18,13 @@ import csv
 import io
 import json
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
-from vlm_plugin.data.text import caption_lines, checked_name, read_text, without_extension
+from vlm_plugin.data.text import LINE_END, caption_lines, checked_name, read_text, without_extension
 
 __all__ = ["LAYOUT", "folder_splits", "is_folder", "read_folder"]
 
@@ -37,7 +36,6 @@ _FOLDERS = {
 }
 _TABLES = ("metadata.jsonl", "metadata.csv")
 _COLUMNS = ("file_name", "text")
-_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 def is_folder(root: str | Path) -> bool:
@@ -210,7 +208,7 @@ def _read_table(path: Path, complain: Complain) -> Iterator[Record]:
             what = f"expected names that differ without their extension, got {name} and {names[key]}"
             complain(Problem(row.where, what))
             continue
-        good = [_LINE_END.sub(" ", text.strip()) for text in texts if text.strip()]
+        good = [LINE_END.sub(" ", text.strip()) for text in texts if text.strip()]
         captions.setdefault(key, []).extend(good)
         if not good or len(good) < len(texts):
             blank.setdefault(key, []).append(row.where)

@@ -11,6 +11,9 @@ from vlm_plugin.data.records import Complain, Problem
 # In lower case; the first are preferred where several pictures would fit.
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
+# Not splitlines(), here and where this is used: text may hold further characters that it takes for line ends.
+LINE_END = re.compile(r"\r\n|\r|\n")
+
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -41,8 +44,7 @@ def caption_lines(path: Path, complain: Complain) -> tuple[str, ...]:
     text = _read(path, "the captions of a picture, one a line", complain)
     if text is None:
         return ()
-    # Not splitlines(): Latin-1 text may hold characters that it takes for line ends.
-    captions = tuple(line.strip() for line in text.split("\n") if line.strip())
+    captions = tuple(line.strip() for line in LINE_END.split(text) if line.strip())
     if not captions:
         complain(Problem(str(path), "expected at least one caption, got an empty file"))
     return captions

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vlm_plugin.data.dataset import load_image
 from vlm_plugin.data.records import Problem, stop
-from vlm_plugin.data.text import PICTURE_EXTENSIONS, checked_name, read_text
+from vlm_plugin.data.text import LINE_END, PICTURE_EXTENSIONS, checked_name, read_text
 from vlm_plugin.features import Features
 from vlm_plugin.matching import context_cosines, global_scores, local_scores
 from vlm_plugin.metrics import mean_and_spread
@@ -326,7 +326,7 @@ def _parsed(where: object, text: str) -> dict[str, object]:
 
 
 def _plain(path: Path, text: str, listed: Sequence[str]) -> _Entries:
-    lines = text.rstrip().split("\n")
+    lines = LINE_END.split(text.rstrip())
     if len(lines) != len(listed):
         raise ValueError(
             f"{path}: expected one caption a line for each of the {_count(listed, 'picture')}, "
