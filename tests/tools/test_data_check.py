@@ -263,6 +263,19 @@ def test_every_fault_of_boxes(tmp_path: Path) -> None:
     assert report.splits[1].boxes == 1
 
 
+def test_splits_of_other_names_come_last(tmp_path: Path) -> None:
+    for split in ("val", "extra", "test", "train", "example"):
+        name = f"001.Wren/{split}"
+        picture(tmp_path / "images" / f"{name}.jpg")
+        (tmp_path / "text" / "001.Wren").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "text" / f"{name}.txt").write_text("a bird\n")
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "filenames.pickle").write_bytes(pickle.dumps([name], protocol=2))
+    report = check(tmp_path)
+    assert [split.name for split in report.splits] == ["train", "validation", "test", "example", "extra"]
+    assert report.fatal == 0
+
+
 def test_metadata_of_differing_lengths(tmp_path: Path) -> None:
     root = tmp_path / "originals"
     for split in ("train", "test"):

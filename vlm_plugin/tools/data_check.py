@@ -109,7 +109,9 @@ def check(root: str | Path, sheet: str | Path | None = None) -> Report:
         kind = "missing files" if problem.missing else "metadata and captions"
         findings[Finding(kind, problem.where, problem.what, problem.fatal)] = None
 
-    names = sorted({*list_splits(root), "train"}, key=["train", "validation", "test"].index)
+    there = {*list_splits(root), "train"}
+    known = [name for name in ("train", "validation", "test") if name in there]
+    names = [*known, *sorted(there.difference(known))]
     own = layout.splits(root)
     splits: list[Split] = []
     good: dict[str, list[Record]] = {}
