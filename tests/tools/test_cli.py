@@ -115,6 +115,26 @@ def test_a_missing_picture_or_caption_is_named(tmp_path: Path, capsys: pytest.Ca
     assert "filenames.pickle" in one_line(capsys, *words)
 
 
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_commands_use_one_process(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {
+        "pretrain": ("--data", "x", "--out", "y"), "judge": ("--data", "x", "--out", "y"),
+        "data": ("synthetic", "x"), "evaluate": ("x",), "report": ("x",), "patch": ("x",), "run-legacy": ("x",),
+        "score": ("--vlm", "x", "--images", "y", "--captions", "z", "--out", "s"),
+    }[command]  # fmt: skip
+    monkeypatch.setattr(COMMANDS[command][0], "run", lambda _: 0)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run(command, *words) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if command == "run-legacy":
+        assert run(command, *words) == 0
+    else:
+        said = one_line(capsys, command, *words)
+        assert said.endswith(": expected one process: start it without torchrun, got WORLD_SIZE 2\n")
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -41,7 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; what the user got wrong is one line on stderr and exit status 2."""
     arguments = parser().parse_args(argv)
     try:
+        _check_one_process(arguments.command)
         return arguments.run(arguments) or 0
     except (ValueError, TypeError, OSError) as error:
         print(f"vlm-plugin {arguments.command}: {error}", file=sys.stderr)
         return 2
+
+
+def _check_one_process(command: str) -> None:
+    """Several processes would each do all the work and overwrite each other's files."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    # An original's script may well join ranks by itself.
+    if world != "1" and command != "run-legacy":
+        raise ValueError(f"expected one process: start it without torchrun, got WORLD_SIZE {world}")
