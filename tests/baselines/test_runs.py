@@ -752,7 +752,10 @@ RANK = """
 import os, sys
 sys.path[:0] = {folders!r}
 from test_runs import BASELINES, Judge, fingerprint, folder_of, gan
+from vlm_plugin.tools import show
 
+examine = show.Examination
+show.Examination = lambda *arguments, **options: print("EXAMINED") or examine(*arguments, **options)
 judge = Judge.load({judge!r})
 Judge.load = classmethod(lambda cls: judge)
 trainers = []
@@ -811,8 +814,9 @@ def test_two_processes_stay_equal(tmp_path: Path) -> None:
             weights = {k: v for k, v in saved["trainer"][part].items() if not k.endswith(STATISTICS)}
             expected.append(f"SAID {name} {part} {fingerprint(weights)}")
     assert said[0] == expected
-    # And one table each.
+    # And one table each, whose references rank 1 does not compute.
     assert [out.count("| after |") for out, _ in outputs] == [2, 0]
+    assert [out.count("EXAMINED") for out, _ in outputs] == [2, 0]
 
 
 SCRIPTS = """

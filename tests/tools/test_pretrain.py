@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,8 +25,9 @@ from vlm_plugin import (
     MatchingScoreBlock,
     Vocabulary,
 )
-from vlm_plugin.data import BirdTruth, CaptionedImages, make_birds, open_split
+from vlm_plugin.data import BirdTruth, CaptionedImages, collate, make_birds, open_split
 from vlm_plugin.data.birds import read_caption
+from vlm_plugin.data.dataset import Batch, Sample
 from vlm_plugin.tools import pretrain as module
 from vlm_plugin.tools.cli import main
 from vlm_plugin.tools.pretrain import Evaluator, Pairs, collate_pairs, pretrain, pretraining_losses
@@ -304,7 +306,7 @@ def test_ceiling_against_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     evaluator = Evaluator(records, 16, truth, CPU)
     assert [len(pool) for pool in evaluator.pools] == [6, 6, 6]  # the rest of four would be an easier pool
     chances = []
-    for batch in evaluator.batches:
+    for batch in evaluator.batches():
         said = [read_caption(caption) for caption in batch.captions]
         shown = [truth.values(key) for key in batch.keys]
         fits = [[all(values[n] == v for n, v in claims.items()) for claims in said] for values in shown]
@@ -324,6 +326,41 @@ def test_ceiling_without_attributes_counts_equal_captions() -> None:
     assert Evaluator(same, 16, None, CPU).ceiling() == pytest.approx((3 * (1 / 3) + 1) / 4)
 
 
+def test_pictures_of_the_held_out_split_are_loaded_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large split some pools are judged by, the first and every so many; up to that many all are."""
+    monkeypatch.setattr(module, "POOL", 3)
+    monkeypatch.setattr(module, "POOLS", 4)
+    loaded, alive = [], [0]
+    load = CaptionedImages.__getitem__
+
+    def watched(images: CaptionedImages, index: int) -> Sample:
+        sample = load(images, index)
+        loaded.append((index, weakref.ref(sample.image)))
+        alive.append(sum(picture() is not None for _, picture in loaded))
+        return sample
+
+    def stacked(samples: list[Sample]) -> Batch:
+        batch = collate(samples)
+        loaded.append((None, weakref.ref(batch.images)))
+        return batch
+
+    monkeypatch.setattr(CaptionedImages, "__getitem__", watched)
+    monkeypatch.setattr(module, "collate", stacked)
+    records = open_split(tiny.birds(), "train")[:32]
+    evaluator = Evaluator(records, 16, BirdTruth(tiny.birds()), CPU)
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(0)).tolist()
+    assert evaluator.pools == [order[start : start + 3] for start in (0, 6, 15, 21)]  # the 1st, 3rd, 6th, 8th of 10
+    evaluator.ceiling()
+    assert not any(picture() is not None for _, picture in loaded)
+    loaded.clear()
+    evaluator(tiny.build_matcher())
+    assert [index for index, _ in loaded if index is not None] == [index for pool in evaluator.pools for index in pool]
+    assert max(alive) <= 3 + 1  # a pool, and the stack of the one before
+    assert Evaluator(records[:12], 16, None, CPU).pools == [
+        p.tolist() for p in torch.randperm(12, generator=torch.Generator().manual_seed(0)).split(3)
+    ]
+
+
 def test_evaluation_against_loops() -> None:
     """One pair at a time, so that no padding and no order of a batch plays a part."""
     truth = BirdTruth(tiny.birds())
@@ -331,7 +368,7 @@ def test_evaluation_against_loops() -> None:
     vlm = tiny.build_matcher().train()
     results = evaluator(vlm)
     assert not vlm.training
-    (batch,), (swapped,) = evaluator.batches, evaluator.swapped
+    (batch,), (swapped,) = evaluator.batches(), evaluator.swapped
     scores = {
         "local": lambda image, anchor: float(module.local_scores(image, anchor, 4.0, 5.0)),
         "global": lambda image, anchor: float(module.global_scores(image, anchor)),
@@ -360,7 +397,7 @@ def test_the_hardest_wrong_caption_against_a_loop(with_truth: bool) -> None:
     records = [record._replace(class_id=i % 3) for i, record in enumerate(records)]
     evaluator = Evaluator(records, tiny.SIZE, truth if with_truth else None, CPU)
     vlm = tiny.build_matcher()
-    (batch,) = evaluator.batches
+    (batch,) = evaluator.batches()
     claims = [read_caption(caption) for caption in batch.captions]
     wins, spared = 0, 0
     with torch.no_grad():
@@ -404,6 +441,19 @@ RUN = {"epochs": 3, "batch": 13, "embed_dim": 8, "image_size": 32, "device": "cp
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small encoder at a sixteenth of its width."""
     monkeypatch.setattr(module, "build_image_encoder", lambda name, embed_dim: ConvEncoder(embed_dim, width=2))
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_run_says_that_part_of_the_split_chooses_its_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "each epoch is judged by 10 of 20 pictures of the validation split"
+    pretrain(tiny.birds(), tmp_path / "all.vlm.pt", **{**RUN, "epochs": 1})
+    assert "is judged by" not in capsys.readouterr().out
+    monkeypatch.setattr(module, "POOL", 5)
+    monkeypatch.setattr(module, "POOLS", 2)
+    pretrain(tiny.birds(), tmp_path / "part.vlm.pt", **{**RUN, "epochs": 1})
+    assert said in capsys.readouterr().out
 
 
 def break_in_epoch(number: int, monkeypatch: pytest.MonkeyPatch) -> None:

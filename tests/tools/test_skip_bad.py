@@ -408,7 +408,7 @@ def test_attributes_are_those_of_the_pictures_that_are_left(tmp_path: Path) -> N
     data = Path(shutil.copytree(tiny.birds(), tmp_path / "birds"))
     truncate(data, "test", 3)
     evaluator = Evaluator(open_split(data, "test"), 16, BirdTruth(data), CPU, skip_bad=True)
-    (batch,) = evaluator.batches
+    (batch,) = evaluator.batches()
     keys = [record.key for i, record in enumerate(open_split(data, "test")) if i != 3]
     assert sorted(batch.keys) == sorted(keys)
     assert set(evaluator(tiny.build_matcher())) > {"local_r1", "general_swapped"}

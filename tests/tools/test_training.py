@@ -235,14 +235,14 @@ def test_nothing_but_bad_samples_is_an_end() -> None:
     assert not isinstance(caught.value, BadSampleError)  # to leave it out is what was tried
 
 
-def test_usable_samples_in_their_order() -> None:
-    samples, skipped = training.usable_samples(Flawed({0, 4}), skip_bad=True)
-    assert [sample.index for sample in samples] == [1, 2, 3, 5, 6, 7, 8, 9]
+def test_usable_indices_in_their_order() -> None:
+    indices, skipped = training.usable_indices(Flawed({0, 4}), skip_bad=True)
+    assert indices == [1, 2, 3, 5, 6, 7, 8, 9]
     assert skipped == ["0.jpg", "4.jpg"]
     with pytest.raises(BadSampleError, match=r"0\.jpg: damaged"):
-        training.usable_samples(Flawed({0, 4}), skip_bad=False)
+        training.usable_indices(Flawed({0, 4}), skip_bad=False)
     with pytest.raises(ValueError, match=r"expected one usable sample in 10, found none; the last one: 9\.jpg"):
-        training.usable_samples(Flawed(set(range(10))), skip_bad=True)
+        training.usable_indices(Flawed(set(range(10))), skip_bad=True)
 
 
 def test_what_was_left_out_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

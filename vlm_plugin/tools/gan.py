@@ -287,13 +287,10 @@ def _saved_options(name: str, arguments: argparse.Namespace) -> dict[str, Any] |
 
 def _begun(records: Sequence[Record], show: Show) -> dict[str, Any]:
     """What a run must find again when it is resumed: as many processes, the same pictures and captions."""
-    examination = show.examination
+    used = {"train": records, "evaluated": show.records}
     return {
         "processes": distributed.world_size(),
-        "pictures": {
-            "train": f"{len(records)} (digest {training.digest_records(records)})",
-            "evaluated": f"{len(examination.captions)} (digest {examination.subject.digest})",
-        },
+        "pictures": {use: f"{len(some)} (digest {training.digest_records(some)})" for use, some in used.items()},
     }
 
 

@@ -11,7 +11,7 @@ import copy
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,8 @@ GAMMA1, GAMMA2, GAMMA3 = 4.0, 5.0, 10.0
 GAMMA3_LOCAL = GAMMA2 * GAMMA3
 # The scorer's targets. A scorer that is never quite sure keeps a gradient for the generator.
 TARGET_TRUE, TARGET_FALSE = 0.9, 0.1
-POOL = 100
+# Captions are sought among POOL; at most POOLS such pools are enough to choose an epoch by.
+POOL, POOLS = 100, 20
 # Encoder -> image size, learning rate, common dimension.
 DEFAULTS = {"conv": (64, 1e-3, 128), "inception": (256, 2e-4, 256), "shufflenet": (64, 1e-3, 128)}
 
@@ -243,7 +244,8 @@ def _rows(features: Features, index: Tensor) -> Features:
 class Evaluator:
     """How well a matcher finds and ranks captions of a held-out split.
 
-    Captions are sought among 100 (all there are, if fewer).
+    Captions are sought among 100 (all there are, if fewer). Of a split of more than 2,000 pictures, 20 such pools are
+    used, evenly spaced over its shuffled order. Pictures are loaded when they are encoded, and never kept.
 
     Args:
         records: the split's pictures; the caption number i % captions of each is used.
@@ -255,6 +257,7 @@ class Evaluator:
         skip_bad: leave out pictures that cannot be used.
 
     Attributes:
+        pools: positions in the split of the pictures of each pool.
         skipped: files and keys of the pictures left out.
 
     Raises:
@@ -273,19 +276,25 @@ class Evaluator:
         vocabulary: Vocabulary | None = None,
         skip_bad: bool = False,
     ) -> None:
-        images = CaptionedImages(records, image_size, train=False, vocabulary=vocabulary)
-        samples, self.skipped = training.usable_samples(images, skip_bad)
-        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
-        self.pools = [order[i : i + POOL] for i in range(0, len(order), POOL)]
-        if len(self.pools) > 1 and len(self.pools[-1]) < POOL:
-            self.pools.pop()
+        self.images = CaptionedImages(records, image_size, train=False, vocabulary=vocabulary)
+        usable, self.skipped = training.usable_indices(self.images, skip_bad)
+        order = torch.randperm(len(usable), generator=torch.Generator().manual_seed(seed)).tolist()
+        pools = [[usable[i] for i in order[start : start + POOL]] for start in range(0, len(order), POOL)]
+        if len(pools) > 1 and len(pools[-1]) < POOL:
+            pools.pop()
+        count = min(len(pools), POOLS)
+        self.pools = [pools[i * len(pools) // count] for i in range(count)]
         self.truth, self.device = truth, device
         self.random = random.Random(seed)
-        self.batches = [collate([samples[i] for i in pool]) for pool in self.pools]
         self.swapped = [
             [swap_caption(c, list(said := read_caption(c)), said, self.random)[0] for c in batch.captions]
-            for batch in (self.batches if truth is not None else [])
+            for batch in (self.batches() if truth is not None else [])
         ]
+
+    def batches(self) -> Iterator[Batch]:
+        """The pools, each loaded as it is asked for."""
+        for pool in self.pools:
+            yield collate([self.images[index] for index in pool])
 
     def ceiling(self) -> float:
         """The R@1 of a matcher that knows the truth.
@@ -294,7 +303,7 @@ class Evaluator:
         likeliest to be its own, so the matcher takes that one, and one at random where several tie. Source: ours.
         """
         hits = []
-        for batch in self.batches:
+        for batch in self.batches():
             if self.truth is None:
                 # Without attributes the only captions known to be equally right are the equal ones.
                 true = torch.tensor([[a == b for b in batch.captions] for a in batch.captions])
@@ -318,7 +327,7 @@ class Evaluator:
         """
         vlm.eval()
         rows: dict[str, list[Tensor]] = defaultdict(list)
-        for number, batch in enumerate(self.batches):
+        for number, batch in enumerate(self.batches()):
             image = vlm.encode_image(batch.images.to(self.device))
             own = torch.arange(len(batch.captions), device=self.device)
             caption = vlm.encode_text(batch.captions)
@@ -486,6 +495,9 @@ def pretrain(
     if evaluate.skipped:
         left_out.add(evaluate.skipped)
         print(f"left out {len(evaluate.skipped)} of {len(held_out)} pictures of the {held_out_name} split", flush=True)
+    judged, usable = sum(map(len, evaluate.pools)), len(held_out) - len(evaluate.skipped)
+    if judged < usable:
+        print(f"each epoch is judged by {judged} of {usable} pictures of the {held_out_name} split", flush=True)
     ceiling = evaluate.ceiling()
     images = CaptionedImages(records, image_size, train=True, vocabulary=vlm.vocabulary)
     batches = training.endless_batches(

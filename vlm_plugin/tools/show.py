@@ -21,7 +21,11 @@ from vlm_plugin.vocabulary import Vocabulary
 
 
 class Show:
-    """The run's table and pictures, made from the test split at fixed noise."""
+    """The run's table and pictures, made from the test split at fixed noise by rank 0.
+
+    Attributes:
+        records: the test pictures that they are made from.
+    """
 
     def __init__(
         self,
@@ -42,12 +46,14 @@ class Show:
         evaluator = choose_evaluator(None, truth, named)
         evaluator.vlm.to(matcher.device)
         # Now and not at the end: a missing file should not cost a whole run.
-        records = self._usable("test", open_split(data, "test")[: settings.evaluated], matcher.vocabulary)
-        others = self._usable("train", open_split(data, "train")[-len(records) :], None)
-        self.examination = Examination(
-            data, records, others, self.size, evaluator, matcher=named,
-            trained_with=matcher.fingerprint if circular else None, truth=truth, count=len(records),
-        )  # fmt: skip
+        self.records = self._usable("test", open_split(data, "test")[: settings.evaluated], matcher.vocabulary)
+        count = len(self.records)
+        others = self._usable("train", open_split(data, "train")[-count:], None)
+        if distributed.rank() == 0:
+            self.examination = Examination(
+                data, self.records, others, self.size, evaluator, matcher=named,
+                trained_with=matcher.fingerprint if circular else None, truth=truth, count=count,
+            )  # fmt: skip
         # The noise of one seed whatever the run's: runs of several seeds are compared at the same noise.
         self.painter = Painter(trainer.sample, matcher, trainer.noise_dim)
 
@@ -85,11 +91,11 @@ class Show:
     def _usable(self, split: str, records: Sequence[Record], vocabulary: Vocabulary | None) -> list[Record]:
         """The records with a readable picture and a caption that says something; others are an error, or skipped."""
         images = CaptionedImages(records, self.size, train=False, vocabulary=vocabulary)
-        samples, skipped = training.usable_samples(images, self.skip_bad)
+        indices, skipped = training.usable_indices(images, self.skip_bad)
         if skipped and distributed.rank() == 0:
             print(f"left out {len(skipped)} of {len(images)} pictures of the {split} split", flush=True)
         self.left_out.add(skipped)
-        return [records[sample.index] for sample in samples]
+        return [records[index] for index in indices]
 
     def _drawn(self) -> Iterator[Tensor]:
         return self.painter.all(self.examination.captions, self.examination.batch)

@@ -279,25 +279,28 @@ def _as_it_is(batch: object) -> object:
     return batch
 
 
-def usable_samples(dataset: Dataset, skip_bad: bool) -> tuple[list, list[str]]:
-    """Every sample in order, and the files and keys of those left out because they cannot be used.
+def usable_indices(dataset: Dataset, skip_bad: bool) -> tuple[list[int], list[str]]:
+    """Which samples can be used, and the files and keys of those left out because they cannot be.
+
+    Each sample is loaded to find out, and let go: a split may be larger than the memory.
 
     Raises:
         BadSampleError: a sample cannot be used, and `skip_bad` is off.
         ValueError: no sample can be used.
     """
-    samples, skipped = [], []
+    indices, skipped = [], []
     for index in range(len(dataset)):
         try:
-            samples.append(dataset[index])
+            dataset[index]
+            indices.append(index)
         except BadSampleError as error:
             if not skip_bad:
                 raise
             skipped.append(error.where)
             last = error
-    if not samples:
+    if not indices:
         raise ValueError(f"expected one usable sample in {len(dataset)}, found none; the last one: {last}")
-    return samples, skipped
+    return indices, skipped
 
 
 def from_all_ranks(names: Sequence[str]) -> list[str]:
