@@ -8,8 +8,9 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "vlm_plugin/__init__.py").read_text(encoding="utf-8")).group(1)
 
+# The commands' progress bars, tqdm, come with nltk.
 TRAIN = ["pyyaml", "tqdm", "matplotlib", "torchmetrics>=1.4"]
-EVAL = ["torchmetrics>=1.4", "torch-fidelity"]
+EVAL = ["pyyaml", "torchmetrics>=1.4", "torch-fidelity"]
 
 setup(
     name="vlm-plugin",

@@ -26,6 +26,15 @@ def test_the_drop_in_needs_six_packages() -> None:
     assert names == ["torch", "torchvision", "numpy", "pillow", "nltk", "easydict"]
 
 
+def test_the_extras() -> None:
+    """What the trainers need; what `vlm-plugin evaluate` and `score` need, whatever their options."""
+    lists = {n.targets[0].id: ast.literal_eval(n.value) for n in TREE.body if isinstance(n, ast.Assign)
+             and n.targets[0].id in ("TRAIN", "EVAL")}  # fmt: skip
+    names = {key: {re.match(r"[A-Za-z0-9_-]+", entry)[0] for entry in value} for key, value in lists.items()}
+    assert names["TRAIN"] == {"pyyaml", "tqdm", "matplotlib", "torchmetrics"}
+    assert names["EVAL"] == {"pyyaml", "torchmetrics", "torch-fidelity"}
+
+
 def test_all_code_is_packed() -> None:
     packed = set(find_packages(str(ROOT), include=["vlm_plugin", "vlm_plugin.*"]))
     folders = {path.parent for path in (ROOT / "vlm_plugin").rglob("*.py")}

@@ -288,9 +288,10 @@ def test_commands_parse():
             words = shlex.split(line, comments=True)
             seen.append(words[0])
             if words[0] == "vlm-plugin":
-                parser().parse_args(words[1:])
+                root = parser()
+                root.parse_args(words[1:])
                 # Argparse takes shortened options too; a guide should not.
-                (commands,) = parser()._subparsers._group_actions
+                (commands,) = root._subparsers._group_actions
                 known = commands.choices[words[1]]._option_string_actions
                 assert all(word in known for word in words if word.startswith("--")), line
             elif words[1].startswith("baselines/"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,7 +126,7 @@ def test_commands_use_one_process(
         "data": ("synthetic", "x"), "evaluate": ("x",), "report": ("x",), "patch": ("x",), "run-legacy": ("x",),
         "score": ("--vlm", "x", "--images", "y", "--captions", "z", "--out", "s"),
     }[command]  # fmt: skip
-    monkeypatch.setattr(COMMANDS[command][0], "run", lambda _: 0)
+    monkeypatch.setattr(importlib.import_module(f"vlm_plugin.tools.{COMMANDS[command][0]}"), "run", lambda _: 0)
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert run(command, *words) == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -159,6 +161,66 @@ def test_help_of_everything(words: tuple[str, ...], capsys: pytest.CaptureFixtur
     assert "usage: vlm-plugin" in printed
     if not words:
         assert all(name in printed for name in COMMANDS)
+
+
+WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from vlm_plugin.tools.cli import main
+
+for words in {lines!r}:
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    print("ENDED", code)
+    print("ENDED", code, file=sys.stderr)
+"""
+
+
+def without(missing: tuple[str, ...], *lines: tuple[object, ...]) -> list[tuple[int, str]]:
+    """Exit status and stderr of each command line where packages cannot be imported, in a process of its own."""
+    words = [[str(word) for word in line] for line in lines]
+    command = [sys.executable, "-c", WITHOUT.format(missing=missing, lines=words)]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True)
+    codes = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("ENDED ")]
+    assert len(codes) == len(lines), done.stderr
+    return list(zip(codes, re.split(r"ENDED \d+\n", done.stderr)[:-1], strict=True))
+
+
+def test_without_the_extras_most_commands_work_and_the_others_say_what_to_install(tmp_path: Path) -> None:
+    birds, out = tmp_path / "birds", tmp_path / "m.vlm.pt"
+    found = without(
+        ("yaml", "torchmetrics", "torch_fidelity", "matplotlib"),
+        ("--help",),
+        *((name, "--help") for name in COMMANDS),
+        ("data", "synthetic", birds, "--train", 12, "--validation", 0, "--test", 4, "--size", 16),
+        ("data", "check", birds, "--out", tmp_path / "sheet.png"),
+        ("pretrain", "--data", birds, "--out", out, "--epochs", 1, "--batch", 6, "--image-size", 16, "--embed-dim", 8),
+        ("judge", "--data", birds, "--out", tmp_path / "judge.pt", "--epochs", 1, "--batch", 6),
+    )
+    assert found.pop(0)[0] == 0
+    helps, runs = dict(zip(COMMANDS, found, strict=False)), found[len(COMMANDS) :]
+    advice = 'pip install "vlm-plugin[eval]"\n'
+    for name in ("evaluate", "score"):
+        code, error = helps.pop(name)
+        assert code == 2
+        assert error == f"vlm-plugin {name}: No module named 'torchmetrics': {advice}"
+    assert {code for code, _ in helps.values()} == {0}
+    assert [code for code, _ in runs] == [0] * 4, runs
+    assert out.is_file()
+
+
+def test_settings_files_are_for_evaluate_alone() -> None:
+    refused, score = without(("yaml",), ("evaluate", "--help"), ("score", "--help"))
+    assert refused == (2, "vlm-plugin evaluate: No module named 'yaml': pip install \"vlm-plugin[eval]\"\n")
+    assert score[0] == 0
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from vlm_plugin import __version__
-from vlm_plugin.tools import data, evaluate, judge, legacy, patch, pretrain, report, score
 
+# Name -> module of vlm_plugin.tools, and what it does.
 COMMANDS = {
-    "pretrain": (pretrain, "train a matcher on captioned pictures"),
-    "data": (data, "make data sets, check your own"),
-    "evaluate": (evaluate, "compute every number about a generator, with a report"),
-    "report": (report, "the report of one evaluated run, or of several side by side"),
-    "score": (score, "score pictures of any generator against their captions"),
-    "judge": (judge, "train the attribute classifier of the synthetic birds"),
-    "run-legacy": (legacy, "run an original's script, unedited, on today's Python and torch"),
-    "patch": (patch, "put the loss into a clone of an original trainer"),
+    "pretrain": ("pretrain", "train a matcher on captioned pictures"),
+    "data": ("data", "make data sets, check your own"),
+    "evaluate": ("evaluate", "compute every number about a generator, with a report"),
+    "report": ("report", "the report of one evaluated run, or of several side by side"),
+    "score": ("score", "score pictures of any generator against their captions"),
+    "judge": ("judge", "train the attribute classifier of the synthetic birds"),
+    "run-legacy": ("legacy", "run an original's script, unedited, on today's Python and torch"),
+    "patch": ("patch", "put the loss into a clone of an original trainer"),
 }
 
 
+class _Command(argparse.ArgumentParser):
+    """Imports the command's module when the command is chosen: what one command needs, the others do without."""
+
+    module: str | None = None
+
+    def parse_known_args(self, *arguments: object, **options: object) -> tuple[argparse.Namespace, list[str]]:
+        # Once, and not for the parsers below a command (`data check`), which are of this class as well.
+        if (name := self.module) is not None:
+            self.module = None
+            try:
+                module = importlib.import_module(f"vlm_plugin.tools.{name}")
+            except ImportError as error:
+                self.exit(2, f'{self.prog}: {error.__cause__ or error}: pip install "vlm-plugin[eval]"\n')
+            module.add_arguments(self)
+            self.set_defaults(run=module.run)
+        return super().parse_known_args(*arguments, **options)
+
+
 def parser() -> argparse.ArgumentParser:
-    """Every command with its arguments."""
+    """Every command; its arguments are added when it is parsed."""
     root = argparse.ArgumentParser(
         prog="vlm-plugin", description="Dual vision-language matching for text-to-image GANs"
     )
     root.add_argument("--version", action="version", version=__version__)
-    commands = root.add_subparsers(dest="command", required=True)
+    commands = root.add_subparsers(dest="command", required=True, parser_class=_Command)
     for name, (module, description) in COMMANDS.items():
         command = commands.add_parser(
             name, help=description, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.module = module
     return root
 
 
@@ -44,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_one_process(arguments.command)
         return arguments.run(arguments) or 0
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"vlm-plugin {arguments.command}: {error}", file=sys.stderr)
         return 2
 
