@@ -802,6 +802,35 @@ def test_a_scorer_belongs_to_its_encoders():
     DualVLMLoss(image_encoder=vlm.image_encoder, scorer=vlm.scorer, **WEIGHTS)  # a host's own text embeddings
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: torch.compile(nn.DataParallel(m))])
+def test_encoders_in_wrappers_are_the_same(wrap):
+    vlm = make_vlm()
+    vlm.stamp()
+    parts = {name: wrap(getattr(vlm, name)) for name in ("image_encoder", "text_encoder", "scorer")}
+    DualVLMLoss(**parts, **WEIGHTS)
+    with torch.no_grad():
+        vlm.image_encoder.stem.weight.mul_(2)
+    with pytest.raises(ValueError, match=r"scorer: it was trained on another image_encoder \(fingerprint \w+, this one "
+                                         r"is \w{16}\): train"):  # fmt: skip
+        DualVLMLoss(**parts, **WEIGHTS)
+
+
+def test_the_range_of_an_encoder_in_a_wrapper():
+    fake, text, real = batch()
+    encoder = TinyEncoder(some_regions=True)
+    encoder.input_range = (0, 1)
+    expected = make_loss(encoder)(fake, text, real).total
+    torch.testing.assert_close(make_loss(nn.DataParallel(encoder))(fake, text, real).total, expected)
+
+
+def test_a_cast_is_named_where_it_may_be_all_that_differs():
+    vlm = make_vlm()
+    vlm.stamp()
+    DualVLMLoss(vlm, **WEIGHTS).double()
+    with pytest.raises(ValueError, match=r"of torch\.float64: if it is the same one, cast the loss in its place\)"):
+        DualVLMLoss(vlm.double(), **WEIGHTS)
+
+
 # ------------------------------------------------------------------------------------------------------- the import
 
 

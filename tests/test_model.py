@@ -10,6 +10,7 @@ import re
 import pytest
 import torch
 from reference import pictures, sharpen
+from torch import nn
 
 from vlm_plugin import VLM, ConvEncoder, DualVLMLoss, LSTMTextEncoder, MatchingScoreBlock, Vocabulary, model
 from vlm_plugin.model import fingerprint
@@ -125,6 +126,24 @@ def test_fingerprint():
     # a transposed memory layout of the same numbers is the same network
     vlm.image_encoder.to(memory_format=torch.channels_last)
     assert vlm.fingerprint == name
+
+
+def test_wrapped_parts(tmp_path):
+    """A wrapper changes neither fingerprints nor what is saved."""
+    vlm = make_vlm()
+    vlm.stamp()
+    wrapped = make_vlm()
+    wrapped = VLM(
+        torch.compile(wrapped.image_encoder), nn.DataParallel(wrapped.text_encoder), wrapped.vocabulary,
+        nn.DataParallel(wrapped.scorer), max_words=wrapped.max_words,
+    )  # fmt: skip
+    wrapped.stamp()
+    assert wrapped.fingerprint == fingerprint(vlm) == vlm.fingerprint
+    assert wrapped.embed_dim == vlm.embed_dim
+    wrapped.save(tmp_path / "wrapped.pt")
+    loaded = VLM.load(tmp_path / "wrapped.pt")
+    assert loaded.fingerprint == vlm.fingerprint
+    assert loaded.scorer.encoder_fingerprints == vlm.scorer.encoder_fingerprints
 
 
 def test_encode_text_uses_its_own_vocabulary():

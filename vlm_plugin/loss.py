@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import distributed
 from .features import Features, as_features, check_features
 from .matching import contrastive_loss, general_loss, global_scores, local_scores
-from .model import VLM, fingerprint
+from .model import VLM, fingerprint, unwrapped
 from .scorer import MatchingScoreBlock
 from .vocabulary import Vocabulary
 
@@ -48,7 +48,8 @@ class DualVLMLoss(nn.Module):
 
     Args:
         vlm: the matcher. Or leave it out and give the modules a host already holds:
-        image_encoder: maps images to `Features`, or to DAMSM's `(regions, code)` pair.
+        image_encoder: maps images to `Features`, or to DAMSM's `(regions, code)` pair. It is given
+            images in its `input_range`, [-1, 1] if it has none, and may be wrapped (torch.compile, DataParallel).
         scorer: matching score block; may be left out when no general term is on.
         text_encoder: maps `(tokens, lengths)` to `Features`; only `encode_tokens` needs it.
         lambda_vvm: weight of the visual-visual half (paper: lambda1). A plain attribute, so that a host may ramp it.
@@ -300,7 +301,7 @@ class DualVLMLoss(nn.Module):
 
     def _to_encoder_range(self, images: Tensor) -> Tensor:
         low, high = self.image_range
-        target_low, target_high = getattr(self.image_encoder, "input_range", (-1.0, 1.0))
+        target_low, target_high = getattr(unwrapped(self.image_encoder), "input_range", (-1.0, 1.0))
         if (low, high) == (target_low, target_high):
             return images
         return (images - low) * ((target_high - target_low) / (high - low)) + target_low
@@ -418,12 +419,15 @@ def _check_fit(name: str, anchor: Features, image: Features) -> None:
 
 
 def _check_fingerprints(scorer: MatchingScoreBlock, **encoders: nn.Module | None) -> None:
-    known = getattr(scorer, "encoder_fingerprints", None)
+    known = getattr(unwrapped(scorer), "encoder_fingerprints", None)
     if not known:
         return
     for name, encoder in encoders.items():
-        if encoder is not None and fingerprint(encoder) != known[name]:
+        if encoder is not None and (own := fingerprint(encoder)) != known[name]:
+            weight, hint = _first_tensor(encoder), ""
+            if weight is not None and weight.dtype != torch.float32:
+                hint = f", of {weight.dtype}: if it is the same one, cast the loss in its place"
             raise ValueError(
-                f"scorer: it was trained on another {name} (fingerprint {known[name]}, this one is "
-                f"{fingerprint(encoder)}): train a scorer on these encoders, or pass allow_other_encoders=True"
+                f"scorer: it was trained on another {name} (fingerprint {known[name]}, this one is {own}{hint}): "
+                "train a scorer on these encoders, or pass allow_other_encoders=True"
             )

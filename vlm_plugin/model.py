@@ -20,13 +20,24 @@ _FORMAT = "vlm_plugin.VLM"
 _VERSION = 1
 
 
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network that torch.compile, DataParallel or DistributedDataParallel wrap; without any, the network itself."""
+    while True:
+        if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            network = network.module
+        elif hasattr(network, "_orig_mod"):  # torch.compile's
+            network = network._orig_mod
+        else:
+            return network
+
+
 def fingerprint(network: nn.Module | Mapping[str, Tensor]) -> str:
-    """Sixteen hexadecimal digits that name a network's weights, the same on every device.
+    """Sixteen hexadecimal digits that name a network's weights, the same on every device and in every wrapper.
 
     Args:
-        network: a module, or its state dict. Counters of batches seen by a BatchNorm do not count.
+        network: a module, or its state dict. Counters of batches seen by a BatchNorm do not count; the dtype does.
     """
-    state = network.state_dict() if isinstance(network, nn.Module) else network
+    state = unwrapped(network).state_dict() if isinstance(network, nn.Module) else network
     digest = hashlib.sha256()
     for name, value in state.items():
         if name.endswith("num_batches_tracked"):
@@ -60,15 +71,15 @@ class VLM(nn.Module):
         notes: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
-        rows = text_encoder.settings["vocabulary_size"]
+        settings = unwrapped(text_encoder).settings
+        rows = settings["vocabulary_size"]
         if rows != len(vocabulary):
             raise ValueError(f"vocabulary: the text encoder knows {rows} words, the vocabulary has {len(vocabulary)}")
-        width = text_encoder.settings["embed_dim"]
+        width = settings["embed_dim"]
         for name, part in (("image_encoder", image_encoder), ("scorer", scorer)):
-            if getattr(part, "embed_dim", width) != width:
-                raise ValueError(
-                    f"{name}: expected features of width {width} as the text encoder's, got {part.embed_dim}"
-                )
+            own = width if part is None else getattr(unwrapped(part), "embed_dim", width)
+            if own != width:
+                raise ValueError(f"{name}: expected features of width {width} as the text encoder's, got {own}")
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.scorer = scorer
@@ -80,7 +91,7 @@ class VLM(nn.Module):
     @property
     def embed_dim(self) -> int:
         """D of the common space."""
-        return self.text_encoder.settings["embed_dim"]
+        return unwrapped(self.text_encoder).settings["embed_dim"]
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +101,12 @@ class VLM(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Names this very matcher, for manifests and for telling a judge from the network that trained a generator."""
-        return fingerprint(self)
+        return fingerprint({f"{n}.{k}": v for n, part in self._parts().items() for k, v in part.state_dict().items()})
+
+    def _parts(self) -> dict[str, nn.Module]:
+        """The networks, out of whatever wraps them."""
+        parts = {name: getattr(self, name) for name in ("image_encoder", "text_encoder", "scorer")}
+        return {name: unwrapped(part) for name, part in parts.items() if part is not None}
 
     def encode_image(self, images: Tensor) -> Features:
         """Regions and global vectors.
@@ -170,7 +186,7 @@ class VLM(nn.Module):
     def stamp(self) -> None:
         """Record the present encoders as those the scorer belongs to. Training calls it when it ends."""
         if self.scorer is not None:
-            self.scorer.encoder_fingerprints = self._encoder_fingerprints()
+            unwrapped(self.scorer).encoder_fingerprints = self._encoder_fingerprints()
 
     def _encoder_fingerprints(self) -> dict[str, str]:
         return {name: fingerprint(getattr(self, name)) for name in ("image_encoder", "text_encoder")}
@@ -182,18 +198,19 @@ class VLM(nn.Module):
             path: the file; its folder must exist. Written beside and renamed, so a killed save leaves the old file.
             half: store weights as float16, half the size. The file's fingerprints are those of the rounded weights.
         """
-        parts = {name: getattr(self, name) for name in ("image_encoder", "text_encoder", "scorer")}
-        weights = {n: {k: _stored(v, half) for k, v in m.state_dict().items()} for n, m in parts.items() if m}
-        stamped = self.scorer.encoder_fingerprints if self.scorer else None
-        if self.scorer and (stamped is None or (half and stamped == self._encoder_fingerprints())):
+        parts = self._parts()
+        weights = {n: {k: _stored(v, half) for k, v in m.state_dict().items()} for n, m in parts.items()}
+        scorer = parts.get("scorer")
+        stamped = scorer.encoder_fingerprints if scorer else None
+        if scorer and (stamped is None or (half and stamped == self._encoder_fingerprints())):
             stamped = {n: fingerprint(_restored(weights[n])) for n in ("image_encoder", "text_encoder")}
         content = {
             "format": _FORMAT,
             "version": _VERSION,
             "settings": {
-                "image_encoder": {"name": self.image_encoder.name, **self.image_encoder.settings},
-                "text_encoder": dict(self.text_encoder.settings),
-                **({"scorer": dict(self.scorer.settings)} if self.scorer else {}),
+                "image_encoder": {"name": parts["image_encoder"].name, **parts["image_encoder"].settings},
+                "text_encoder": dict(parts["text_encoder"].settings),
+                **({"scorer": dict(scorer.settings)} if scorer else {}),
             },
             "max_words": self.max_words,
             "vocabulary": self.vocabulary.state_dict(),
