@@ -86,6 +86,25 @@ def test_training_writes_a_file_with_its_accuracies(tmp_path: Path, monkeypatch:
         assert torch.equal(value, trained.state_dict()[name]), name
 
 
+def test_a_finished_judge_is_left_alone_and_anything_else_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "Judge", lambda: Judge(width=2))
+    path = tmp_path / "judge.pt"
+    accuracy = train_judge(tiny.birds(), path, epochs=1, batch=16, device="cpu").accuracy
+    before = path.read_bytes()
+    monkeypatch.setattr(module, "Judge", Judge)
+    monkeypatch.setattr(module, "held_out_accuracy", None)
+    capsys.readouterr()
+    assert train_judge(tiny.birds(), path, epochs=1, batch=16, device="cpu").accuracy == accuracy
+    assert capsys.readouterr().out.startswith(f"{path}: finished already, with {{'data': 'birds', 'epochs': 1")
+    with pytest.raises(ValueError, match=r"out: expected a new file, got .*judge\.pt, made with .*'epochs': 1"):
+        train_judge(tiny.birds(), path, epochs=2, batch=16, device="cpu")
+    with pytest.raises(ValueError, match=r"tiny\.vlm\.pt: expected a vlm_plugin\.Judge file"):
+        train_judge(tiny.birds(), tiny.matcher(), epochs=1, batch=16, device="cpu")
+    assert path.read_bytes() == before
+
+
 def test_a_batch_larger_than_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "Judge", lambda: Judge(width=2))
     train_judge(tiny.birds(), tmp_path / "judge.pt", epochs=1, batch=64, device="cpu")

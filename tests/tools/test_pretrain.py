@@ -559,6 +559,48 @@ def test_a_kill_between_matcher_and_state_loses_nothing(tmp_path: Path, monkeypa
 
 
 @pytest.mark.usefixtures("narrow")
+def test_a_finished_matcher_is_left_alone_and_anything_else_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, options = tmp_path / "a.vlm.pt", {**RUN, "epochs": 1}
+    whole = pretrain(tiny.birds(), out, **options)
+    before = out.read_bytes()
+    monkeypatch.setattr(module, "_step_losses", None)  # nothing trains from here on
+    capsys.readouterr()
+    assert pretrain(tiny.birds(), out, **options).fingerprint == whole.fingerprint
+    assert capsys.readouterr().out == f"{out}: finished already\n"
+    with pytest.raises(ValueError, match=r"out: .*a\.vlm\.pt, made otherwise \(batch: 13 there, 12 here\): "):
+        pretrain(tiny.birds(), out, **{**options, "batch": 12})
+    other = Path(shutil.copytree(tiny.birds(), tmp_path / "elsewhere" / "birds"))
+    (other / "text" / f"{open_split(other, 'train')[0].key}.txt").write_text("a blue bird\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"made otherwise \(pictures: '\w+' there, '\w+' here\)"):
+        pretrain(other, out, **options)
+    assert out.read_bytes() == before
+    notes = tmp_path / "notes.txt"
+    notes.write_text("no matcher")
+    for file in (notes, tiny.matcher()):
+        before = file.read_bytes()
+        with pytest.raises(ValueError, match=rf"out: expected a new file, got {file}, made otherwise"):
+            pretrain(tiny.birds(), file, **options)
+        assert file.read_bytes() == before
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_kill_before_the_first_state_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, out = pretrain(tiny.birds(), tmp_path / "whole.vlm.pt", **RUN), tmp_path / "cut.vlm.pt"
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.training, "save_atomically", die)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tiny.birds(), out, **RUN)
+    assert VLM.load(out).notes["pretraining"]["epochs_done"] == 1
+    assert pretrain(tiny.birds(), out, **RUN).fingerprint == whole.fingerprint
+
+
+@pytest.mark.usefixtures("narrow")
 def test_a_leftover_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "a.vlm.pt"
     with monkeypatch.context() as patch:

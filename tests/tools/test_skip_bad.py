@@ -338,6 +338,7 @@ def test_pretraining_leaves_out_counts_and_lists(
     assert "validation: R@1 of 18" in printed
     assert f"left out 4 unusable pictures: see {listed}" in printed
     # A later run of the same name begins its own list.
+    out.unlink()
     assert command(tiny.birds(), out, "--skip-bad") == 0
     assert not listed.exists()
 

@@ -111,6 +111,8 @@ def train_judge(
 ) -> Judge:
     """Train a judge on the train split and write it with its accuracies on the test split.
 
+    A file that the same call wrote is left alone, whatever else lies there is refused.
+
     Args:
         data: folder of synthetic birds; take another `--seed` than the matcher's data.
         out: file to write.
@@ -128,6 +130,12 @@ def train_judge(
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"out: expected a file to write, got the folder {out}")
+    notes = {"data": Path(data).name, "epochs": epochs, "batch": batch, "seed": seed}
+    if out.exists():
+        if (found := read_checkpoint(out, _FORMAT, 1)["notes"]) != notes:
+            raise ValueError(f"out: expected a new file, got {out}, made with {found}: name another one")
+        print(f"{out}: finished already, with {notes}", flush=True)
+        return Judge.load(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     place = training.choose_device(device)
     dtype = training.choose_precision(place)
@@ -155,7 +163,8 @@ def train_judge(
         if step % 20 == 0:
             bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
     judge.accuracy = held_out_accuracy(judge, open_split(data, "test"), truth, place)
-    judge.save(out, {"data": Path(data).name, "epochs": epochs, "batch": batch, "seed": seed})
+    judge.save(out, notes)
+    print(f"wrote {out}", flush=True)
     return judge
 
 
@@ -209,4 +218,3 @@ def run(arguments: argparse.Namespace) -> None:
     )
     for name, share in judge.accuracy.items():
         print(f"{name:12s} {share:.3f}")
-    print(f"wrote {arguments.out}")

@@ -383,7 +383,7 @@ def pretrain(
     precision: str = "auto",
     skip_bad: bool = False,
 ) -> VLM:
-    """Train a matcher and write it to `out`; the same call again goes on after a kill.
+    """Train a matcher and write it to `out`; the same call again goes on after a kill, and leaves a finished one alone.
 
     A new matcher's vocabulary has the words of the train and of the held-out captions, as those of the published
     pipelines do. Words of the latter alone keep the vectors that they began with. A picture's captions without any
@@ -391,7 +391,8 @@ def pretrain(
 
     Args:
         data: folder of captioned pictures with a train split, and a validation (else test) split to choose the epoch.
-        out: the matcher's file. `out` + ".state" beside it holds what a resumed run needs, until the run is done.
+        out: the matcher's file; one that another call made is refused. `out` + ".state" beside it holds what a resumed
+            run needs, until the run is done.
         encoder: "conv" (64 pixels, a CPU will do; used when left out), "shufflenet" (64 pixels, thrice as slow; for
             a second matcher that judges) or "inception" (299 pixels).
         damsm: a published DAMSM text encoder, to start from it and from what `matchers.damsm_pair` finds with it.
@@ -462,7 +463,10 @@ def pretrain(
             "text_encoder": fingerprint(vlm.text_encoder), "image_encoder": fingerprint(vlm.image_encoder),
             "vocabulary": training.digest(vlm.vocabulary.words),
         }  # fmt: skip
-    vlm.notes["pretraining"] = settings
+    if out.exists() and not state_file.is_file() and _is_finished(out, settings, pictures):
+        print(f"{out}: finished already", flush=True)
+        return VLM.load(out)
+    vlm.notes["pretraining"] = {**settings, "pictures": pictures}
     vlm.to(place)
     trained = [p for p in vlm.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=1e-4, betas=(0.9, 0.98))
@@ -480,10 +484,12 @@ def pretrain(
         if state["settings"] != settings:
             raise ValueError(
                 f"{state_file}: an unfinished run with other settings ({_difference(state['settings'], settings)}): "
-                "finish it with those, or delete the file"
+                f"finish it with those, or delete the file and {out.name}"
             )
         if state.get("pictures", pictures) != pictures:
-            raise ValueError(f"{state_file}: an unfinished run on other data: delete the file to begin anew")
+            raise ValueError(
+                f"{state_file}: an unfinished run on other data: delete the file and {out.name} to begin anew"
+            )
         vlm.load_state_dict(state["vlm"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -534,6 +540,7 @@ def pretrain(
         print(f"epoch {epoch + 1}/{epochs}  {held_out_name}: {scores}", flush=True)
         if score > best["score"]:
             best = {"score": score, "weights": copy.deepcopy(vlm.state_dict()), "results": results}
+        vlm.notes["pretraining"]["epochs_done"] = epoch + 1
         # The matcher before the state: a kill between the two repeats the epoch and loses nothing.
         _save(vlm, best, out, ceiling, held_out_name, half)
         training.save_atomically(
@@ -546,7 +553,25 @@ def pretrain(
         )  # fmt: skip
     state_file.unlink(missing_ok=True)
     left_out.report()
+    print(f"wrote {out}", flush=True)
     return VLM.load(out)
+
+
+def _is_finished(out: Path, settings: dict, pictures: str) -> bool:
+    """Whether `out` is what these settings give, or what they gave before the first state was kept.
+
+    Raises:
+        ValueError: it is something else, which must not be overwritten.
+    """
+    try:
+        found = dict(VLM.load(out).notes.get("pretraining", {}))
+        done = found.pop("epochs_done", 0)
+        difference = _difference(found, {**settings, "pictures": pictures})
+    except ValueError as error:
+        difference = str(error)
+    if difference:
+        raise ValueError(f"out: expected a new file, got {out}, made otherwise ({difference}): name another one")
+    return done == settings["epochs"]
 
 
 def _open(data: str | Path) -> tuple[list[Record], str, list[Record]]:
@@ -652,7 +677,7 @@ def _difference(old: dict, new: dict) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlm-plugin pretrain`."""
     parser.add_argument("--data", required=True, help="folder of captioned pictures")
-    parser.add_argument("--out", required=True, help="file to write; the same command again resumes after a kill")
+    parser.add_argument("--out", required=True, help="file to write; the same command resumes after a kill")
     # Not given is something else than given as conv: with --damsm the files decide.
     parser.add_argument(
         "--encoder", choices=sorted(DEFAULTS), default=argparse.SUPPRESS, help="image encoder (default: conv)"
@@ -681,4 +706,3 @@ def run(arguments: argparse.Namespace) -> None:
         pretrain(options.pop("data"), options.pop("out"), **options)
     except BadSampleError as error:
         raise ValueError(f"{error} (--skip-bad leaves out what cannot be used)") from None
-    print(f"wrote {arguments.out}")
