@@ -773,23 +773,22 @@ for name, port, words in {runs!r}:
 """
 
 
-def test_two_processes_stay_equal(tmp_path: Path) -> None:
-    """In all parameters. The running statistics of a BatchNorm are those of each process's own pictures."""
-    runs = []
-    for name in BASELINES:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        cfg = tiny.config(tmp_path / f"{name}.yml", name, steps=2, evaluated=4)
-        words = ["--data", tiny.birds(), "--out", tmp_path / name, "--cfg", cfg, "--vlm", tiny.matcher()]
-        runs.append((name, port, [str(word) for word in (*words, "--device", "cpu")]))
-    folders = [str(folder) for folder in (Path(__file__).parent, tiny.ROOT / "tests", tiny.ROOT)]
-    program = RANK.format(folders=folders, judge=str(tiny.judge()), runs=runs)
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+FOLDERS = [str(folder) for folder in (Path(__file__).parent, tiny.ROOT / "tests", tiny.ROOT)]
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def together(program: str) -> tuple[list[int], list[tuple[str, str]]]:
+    """Exit statuses, and what is printed to stdout and stderr, of two ranks that run a program."""
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", program],
-            env={**os.environ, **together, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(2)
@@ -799,7 +798,19 @@ def test_two_processes_stay_equal(tmp_path: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [process.returncode for process in processes], outputs
+
+
+def test_two_processes_stay_equal(tmp_path: Path) -> None:
+    """In all parameters. The running statistics of a BatchNorm are those of each process's own pictures."""
+    runs = []
+    for name in BASELINES:
+        cfg = tiny.config(tmp_path / f"{name}.yml", name, steps=2, evaluated=4)
+        words = ["--data", tiny.birds(), "--out", tmp_path / name, "--cfg", cfg, "--vlm", tiny.matcher()]
+        runs.append((name, free_port(), [str(word) for word in (*words, "--device", "cpu")]))
+    program = RANK.format(folders=FOLDERS, judge=str(tiny.judge()), runs=runs)
+    statuses, outputs = together(program)
+    assert statuses == [0, 0], outputs
     said = [[line for line in out.splitlines() if line.startswith("SAID ")] for out, _ in outputs]
     assert said[0] == said[1]
     expected = []
@@ -817,6 +828,31 @@ def test_two_processes_stay_equal(tmp_path: Path) -> None:
     # And one table each, whose references rank 1 does not compute.
     assert [out.count("| after |") for out, _ in outputs] == [2, 0]
     assert [out.count("EXAMINED") for out, _ in outputs] == [2, 0]
+
+
+TERMINATED = """
+import os, sys
+sys.path[:0] = {folders!r}
+from test_runs import Judge, Seen, gan, folder_of, terminate_at
+
+judge = Judge.load({judge!r})
+Judge.load = classmethod(lambda cls: judge)
+os.environ["MASTER_PORT"] = {port!r}
+seen = Seen(before_step=terminate_at(2 if os.environ["RANK"] == "1" else -1))
+gan.run("dfgan", folder_of("dfgan"), seen.build, {words!r})
+"""
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_with_a_checkpoint(tmp_path: Path) -> None:
+    cfg = tiny.config(tmp_path / "tiny.yml", steps=6, evaluated=4, checkpoint_every=100)
+    words = ["--data", tiny.birds(), "--out", tmp_path / "runs", "--cfg", cfg, "--vlm", tiny.matcher()]
+    words = [str(word) for word in (*words, "--device", "cpu")]
+    program = TERMINATED.format(folders=FOLDERS, judge=str(tiny.judge()), port=free_port(), words=words)
+    statuses, outputs = together(program)
+    assert statuses == [128 + signal.SIGTERM] * 2, outputs
+    folder = tmp_path / "runs" / "00000-dfgan-vlm"
+    assert checkpoint(folder)["step"] == 3
+    assert [out.count(f"stopped after step 3; go on with --resume {folder}") for out, _ in outputs] == [1, 0]
 
 
 SCRIPTS = """

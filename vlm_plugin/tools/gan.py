@@ -380,15 +380,18 @@ def _train(
             shown = {k: f"{values[k]:.2f}" for k in ("discriminator", "generator")}
             bar.set_postfix(shown | ({"left out": len(left_out.names)} if left_out.names else {}))
         done = step + 1
-        if done % settings.checkpoint_every == 0 or done == steps or stop.asked:
+        stopping = training.on_any_rank(stop.asked, device)
+        if done % settings.checkpoint_every == 0 or done == steps or stopping:
             _check_finite(trainer.state(), step, run_folder, kept)
             _save(trainer, done, run_folder)
             kept = done
         if done % settings.sample_every == 0 and done < steps and rank == 0:
             show.grid(f"step {done}", run_folder / f"samples-{done:06d}.png")
-        if stop.asked:
+        if stopping:
             if rank == 0:
                 print(f"\nstopped after step {done}; go on with --resume {run_folder}", flush=True)
+            # A launcher ends the other processes when the first is gone: none goes before the checkpoint is written.
+            training.leave_ranks()
             sys.exit(128 + signal.SIGTERM)
 
 

@@ -94,6 +94,18 @@ def barrier() -> None:
         dist.barrier()
 
 
+def on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether any rank says so, which all have to ask at the same time; `flag` itself with a single process.
+
+    A signal reaches one rank a step before another: ranks that each heed their own would wait for one that is gone.
+    """
+    if distributed.world_size() == 1:
+        return flag
+    flags = torch.tensor(int(flag), device=device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return bool(flags)
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average the gradients of every rank; does nothing with a single process.
 
