@@ -270,6 +270,17 @@ def test_autocast():
     assert features.local.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_resizes_too(dtype):
+    torch.manual_seed(0)
+    encoder = ConvEncoder(16, 2).eval()
+    images = (torch.rand(2, 3, 48, 48) * 2 - 1).to(dtype)
+    expected = encoder.to(torch.float32)(images.float()).pooled
+    found = encoder.to(dtype)(images).pooled
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+
+
 def test_unsorted_batches_equal_single_captions(text_encoder):
     lengths = torch.tensor([2, 7, 1, 5])
     tokens = (torch.arange(36).reshape(4, 9) * 7) % 50  # ids past each length, and columns that no caption fills

@@ -48,7 +48,10 @@ def _sized(images: Tensor, size: int) -> Tensor:
     """Square images of `size` pixels: bilinear, antialiased."""
     if images.shape[-2:] == (size, size):
         return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    # A CPU has no antialiased resizing in half precision.
+    single = images.to(torch.promote_types(images.dtype, torch.float32))
+    resized = F.interpolate(single, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    return resized.to(images.dtype)
 
 
 def _image_features(regions: Tensor, pooled: Tensor) -> Features:
