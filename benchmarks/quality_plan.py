@@ -83,6 +83,8 @@ class Arm(NamedTuple):
         return not self.terms and self.alternative is None
 
 
+# EARLIER's rates for DF-GAN, twice.
+_TWICE = {name: 2 * rate for name, rate in EARLIER["dfgan"].items()}
 _TEXT = tuple(term for term in TERMS if term.startswith("vlm_"))
 _VISUAL = tuple(term for term in TERMS if term.startswith("vvm_"))
 # Of the arms' weights, what each baseline's cfg/synthetic.yml ships with; chosen with the tuning protocol.
@@ -102,13 +104,11 @@ ARMS: dict[str, Arm] = {
     "both, swapped words": Arm(TERMS, alternative="swapped-words", is_recipe=True),
     "both, floored": Arm(TERMS, alternative="floored", is_recipe=True),
     "both, generator rate x 2": Arm(TERMS, changes={"generator_lr": 4e-4}, is_recipe=True),
-    "both, rates x 2": Arm(TERMS, changes={"generator_lr": 4e-4, "discriminator_lr": 8e-4}, is_recipe=True),
-    "both, floored, rates x 2": Arm(
-        TERMS, alternative="floored", changes={"generator_lr": 4e-4, "discriminator_lr": 8e-4}, is_recipe=True
-    ),
+    "both, rates x 2": Arm(TERMS, changes=_TWICE, is_recipe=True),
+    "both, floored, rates x 2": Arm(TERMS, alternative="floored", changes=_TWICE, is_recipe=True),
     "both, from step 1000": Arm(TERMS, start=1000, is_recipe=True),
     "plain, generator rate x 2": Arm(changes={"generator_lr": 4e-4}, is_recipe=True),
-    "plain, rates x 2": Arm(changes={"generator_lr": 4e-4, "discriminator_lr": 8e-4}, is_recipe=True),
+    "plain, rates x 2": Arm(changes=_TWICE, is_recipe=True),
     "the judge's own loss*": Arm(alternative="judge", lambda_vlm=1.1, is_recipe=True),
     "global contrastive": Arm(("vlm_global",), lambda_vlm=1.6),
     "DAMSM": Arm(alternative="damsm", lambda_vlm=0.4),
