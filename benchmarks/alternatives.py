@@ -112,6 +112,7 @@ LOSSES: dict[str, Callable[[VLM, EasyDict], nn.Module]] = {
     "sharper": variants.sharper,
     "every-word": variants.EveryWord.build,
     "swapped-words": variants.SwappedWords.build,
+    "moved-words": variants.MovedWords.build,
     "floored": variants.Floored.build,
     "judge": JudgesOwn,
 }

@@ -102,6 +102,7 @@ ARMS: dict[str, Arm] = {
     "both, sharper": Arm(TERMS, alternative="sharper", is_recipe=True),
     "both, every word": Arm(TERMS, alternative="every-word", is_recipe=True),
     "both, swapped words": Arm(TERMS, alternative="swapped-words", is_recipe=True),
+    "both, moved words, rates x 2": Arm(TERMS, alternative="moved-words", changes=_TWICE, is_recipe=True),
     "both, floored": Arm(TERMS, alternative="floored", is_recipe=True),
     "both, generator rate x 2": Arm(TERMS, changes={"generator_lr": 4e-4}, is_recipe=True),
     "both, rates x 2": Arm(TERMS, changes=_TWICE, is_recipe=True),

@@ -6,6 +6,7 @@ None of them ships: docs/results.md has what they brought.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from vlm_plugin import VLM, DualVLMLoss, Features
 from vlm_plugin.augment import RandomView
-from vlm_plugin.data.birds import read_caption, swap_caption
+from vlm_plugin.data.birds import _NOUNS, _PLUMAGE, read_caption, swap_caption
 from vlm_plugin.loss import LossOutput
 from vlm_plugin.matching import (
     at_least_float32,
@@ -80,13 +81,19 @@ class SwappedWords(DualVLMLoss):
 
     TWINS = 3
 
+    @staticmethod
+    def twin(caption: str, rng: random.Random) -> str:
+        """A caption with one value exchanged."""
+        said = read_caption(caption)
+        return swap_caption(caption, list(said), said, rng)[0]
+
     @classmethod
     def build(cls, matcher: VLM, settings: EasyDict) -> SwappedWords:
         loss = _like(gan.dual_loss(matcher, settings), cls, matcher)
         rng, encode = random.Random(0), matcher.encode_tokens
 
         def hear(captions: list[str]) -> None:
-            twins = [_twin(caption, rng) for caption in captions for _ in range(cls.TWINS)]
+            twins = [cls.twin(caption, rng) for caption in captions for _ in range(cls.TWINS)]
             loss.twins = encode(*matcher.vocabulary.encode_batch(twins, matcher.max_words)).detach()
 
         listen(matcher, hear)
@@ -117,9 +124,40 @@ class SwappedWords(DualVLMLoss):
         return self._captions
 
 
-def _twin(caption: str, rng: random.Random) -> str:
+class MovedWords(SwappedWords):
+    """The same, with twins that say a colour of a part which the caption leaves open: "a white crown", "a white back".
+
+    A picture that paints both parts white is as good a match for the one as for the other, and has to choose. A caption
+    that names every part keeps the twins of `SwappedWords`. Source: ours.
+    """
+
+    @staticmethod
+    def twin(caption: str, rng: random.Random) -> str:
+        """A caption with one colour moved to another part."""
+        return move_colour(caption, rng) or SwappedWords.twin(caption, rng)
+
+
+def move_colour(caption: str, rng: random.Random) -> str | None:
+    """Says of a part of the bird that a sentence of `birds.sentence` does not name what it says of another.
+
+    Args:
+        caption: the sentence.
+        rng: picks both parts.
+
+    Returns:
+        The sentence with the part's noun exchanged; None where it names all parts, or none with a colour.
+    """
     said = read_caption(caption)
-    return swap_caption(caption, list(said), said, rng)[0]
+    named, free = ([part for part in _PLUMAGE if (part in said) == there] for there in (True, False))
+    if not named or not free:
+        return None
+    part, other = rng.choice(named), rng.choice(free)
+    noun, colour, nouns = rng.choice(_NOUNS[other]), said[part], "|".join(dict.fromkeys(_NOUNS[part]))
+    if part == "wings":
+        caption = re.sub(rf"\b{colour} (?:{nouns})\b", f"a {colour} {noun}", caption)
+    elif other == "wings":
+        caption = re.sub(rf"\ba {colour} (?:{nouns})\b", f"{colour} {noun}", caption)
+    return re.sub(rf"\b(?:{nouns})\b", noun, caption)
 
 
 class Floored(DualVLMLoss):
