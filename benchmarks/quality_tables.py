@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import arms, cost
+from benchmarks import arms, cost, spill
 from benchmarks.markdown import markdown_table
 from benchmarks.quality_plan import ARMS, PROTOCOLS, SHIPPED
 
@@ -64,18 +64,19 @@ def table(results: Path) -> str:
 def fill(page: str, results: Path) -> str:
     """A page with its tables made anew: each stands between `<!-- protocol baseline -->` and `<!-- end -->`.
 
-    `<!-- headline -->` stands for the short table of `headline`, `<!-- arms -->` and `<!-- cost -->` for those of
-    arms.py and cost.py. A block without results says so.
+    `<!-- headline -->` stands for the short table of `headline`, `<!-- arms -->`, `<!-- cost -->` and `<!-- spill -->`
+    for those of arms.py, cost.py and spill.py. A block without results says so.
     """
     tables = {f"{protocol} {baseline}": text for (protocol, baseline), text in blocks(results)}
     tables["headline"] = headline(results)
     tables["arms"] = arms.table(json.loads(arms.RESULTS.read_text()))
     tables["cost"] = cost.table(json.loads(cost.RESULTS.read_text())["configs"], tflops=20)
+    tables["spill"] = spill.table(list(json.loads(spill.RESULTS.read_text()).values()))
 
     def block(found: re.Match[str]) -> str:
         return f"<!-- {found[1]} -->\n{tables.get(found[1], 'Not run yet.')}\n<!-- end -->"
 
-    names = ["headline", "arms", "cost", *(f"{protocol} {baseline}" for protocol, baseline in _comparisons())]
+    names = ["headline", "arms", "cost", "spill", *(f"{protocol} {baseline}" for protocol, baseline in _comparisons())]
     return re.sub(rf"<!-- ({'|'.join(names)}) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 

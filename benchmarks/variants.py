@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlm_plugin import VLM, DualVLMLoss, Features
 from vlm_plugin.augment import RandomView
-from vlm_plugin.data.birds import _NOUNS, _PLUMAGE, read_caption, swap_caption
+from vlm_plugin.data.birds import _NOUNS, PLUMAGE, read_caption, swap_caption
 from vlm_plugin.loss import LossOutput
 from vlm_plugin.matching import (
     at_least_float32,
@@ -148,7 +148,7 @@ def move_colour(caption: str, rng: random.Random) -> str | None:
         The sentence with the part's noun exchanged; None where it names all parts, or none with a colour.
     """
     said = read_caption(caption)
-    named, free = ([part for part in _PLUMAGE if (part in said) == there] for there in (True, False))
+    named, free = ([part for part in PLUMAGE if (part in said) == there] for there in (True, False))
     if not named or not free:
         return None
     part, other = rng.choice(named), rng.choice(free)

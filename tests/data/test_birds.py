@@ -77,7 +77,7 @@ def parse(caption: str) -> dict[str, str]:
                 verb = next(i for i in range(at, len(words)) if words[i] in ("is", "are"))
                 assert words[verb + 1] in colours
                 said[nouns[word]] = words[verb + 1]
-    assert sum(word in colours for word in words) == sum(name in said for name in [*birds._PLUMAGE, "bill"])
+    assert sum(word in colours for word in words) == sum(name in said for name in [*birds.PLUMAGE, "bill"])
     return said
 
 

@@ -425,7 +425,7 @@ _NOUNS = {
 }
 # Words for the values whose word is not the value itself: entry k of one value matches entry k of the other.
 _SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
-_PLUMAGE = ("crown", "back", "wings", "breast")
+PLUMAGE = ("crown", "back", "wings", "breast")
 _WEIGHTS = {
     "crown": 4.0,
     "back": 3.5,
@@ -473,7 +473,7 @@ def draw_named(rng: random.Random) -> tuple[str, ...]:
         # Weighted draw without replacement: the largest of u ** (1 / weight).
         keys = {name: rng.random() ** (1 / weight) for name, weight in _WEIGHTS.items()}
         chosen = set(sorted(keys, key=lambda name: -keys[name])[:count])
-        if chosen & set(_PLUMAGE):
+        if chosen & set(PLUMAGE):
             return tuple(name for name in ATTRIBUTES if name in chosen)
 
 
@@ -499,7 +499,7 @@ def sentence(values: Mapping[str, str], wording: int) -> str:
     for name in values:
         _value_index(values, name)
     named = [name for name in ATTRIBUTES if name in values]
-    parts = [name for name in named if name in _PLUMAGE]
+    parts = [name for name in named if name in PLUMAGE]
     if "bill" in values or "bill_length" in values:
         parts.append("bill")
     if not parts:
