@@ -151,11 +151,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in training.progress(names, desc="runs"):
         run = json.loads((QUALITY / f"{name}.json").read_text(encoding="utf-8"))
         folder = next((arguments.work / name).glob("*/checkpoint.pt"), Path()).parent
-        birds, steps = PROTOCOLS[run["protocol"]].birds, run["legs"][-1]["steps"]
-        if birds is None or folder == Path() or known.get(name, {}).get("steps") == steps:
+        protocol, steps = PROTOCOLS[run["protocol"]], run["legs"][-1]["steps"]
+        if protocol.birds is None or folder == Path() or known.get(name, {}).get("steps") == steps:
             continue
         what = {key: run[key] for key in ("protocol", "baseline", "arm", "seed")} | {"factor": run.get("factor", 1.0)}
-        numbers = measure(folder, run["manifest"]["split"], run["manifest"]["pictures"], birds["size"])
+        numbers = measure(folder, protocol.split, run["manifest"]["pictures"], protocol.birds["size"])
         known[name] = what | {"steps": steps} | numbers
         training.write_json(dict(sorted(known.items())), arguments.results)
     print(table(list(known.values())))
