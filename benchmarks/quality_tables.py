@@ -19,6 +19,9 @@ from benchmarks.quality_plan import ARMS, PROTOCOLS, SHIPPED
 # Folder -> name.
 NAMES = {"dfgan": "DF-GAN", "attngan": "AttnGAN"}
 BASELINES = tuple(NAMES)
+HALVES = {"vlm": "the text half alone", "vvm": "the visual half alone"}
+# Arms that are no part of the dual loss as it ships but another loss.
+INSTEAD = ("global contrastive", "DAMSM", "feature matching")
 # Measure -> title, and digits after the point.
 MEASURES = {
     "attribute_accuracy": ("attribute accuracy", 3),
@@ -180,18 +183,17 @@ def _missing(protocol: str, baseline: str, legs: Mapping[Row, dict[int, dict[str
 
 
 def _contrasts(protocol: str, legs: Mapping[Row, dict[int, dict[str, Any]]], headline: str) -> str:
-    """Both halves against plain training of the same time and against either half: a table for each leg that has an
-    equal time, empty without them."""
+    """Both halves against plain training of the same steps and of the same time, and against every other arm: a table
+    for each leg, with a row for each pair that shares a seed."""
     tables = []
-    for steps, longer in PROTOCOLS[protocol].equal_time.items():
+    for steps in PROTOCOLS[protocol].legs:
         lines = []
         for both in sorted(row for row in legs if row.arm == "both" and row.steps == steps):
-            for what, other in (
-                ("plain at equal steps", Row("plain", 1.0, steps)),
-                ("plain after about the same time", Row("plain", 1.0, longer)),
-                ("the text half alone", both._replace(arm="vlm")),
-                ("the visual half alone", both._replace(arm="vvm")),
-            ):
+            pairs = [("plain at equal steps", Row("plain", 1.0, steps))]
+            if longer := PROTOCOLS[protocol].equal_time.get(steps):
+                pairs.append(("plain after about the same time", Row("plain", 1.0, longer)))
+            pairs += [(HALVES.get(other.arm, other.label), other) for other in _others(both, legs)]
+            for what, other in pairs:
                 over = {m: differences(legs[both], legs.get(other, {}), m) for m in (headline, "frechet_distance")}
                 if over[headline]:
                     cells = [cell for m, values in over.items() for cell in (_number(values, m, sign="+"), _p(values))]
@@ -200,6 +202,14 @@ def _contrasts(protocol: str, legs: Mapping[Row, dict[int, dict[str, Any]]], hea
         head = [f"after {steps} steps", "less", "seeds", MEASURES[headline][0], "p", "Frechet distance", "p"]
         tables += [markdown_table(head, lines, words=2)] if lines else []
     return "\n\n".join(tables)
+
+
+def _others(both: Row, legs: Iterable[Row]) -> list[Row]:
+    """The rows of the grid that both halves are compared with: parts of the loss at the same factor on their weights,
+    alternatives at any."""
+    rows = [row for row in legs if row.steps == both.steps and row.arm not in ("plain", "both")]
+    rows = [row for row in rows if not ARMS[row.arm].is_recipe and (row.factor == both.factor or row.arm in INSTEAD)]
+    return sorted(rows, key=lambda row: (list(ARMS).index(row.arm), row.factor))
 
 
 def differences(

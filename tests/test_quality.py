@@ -146,6 +146,9 @@ def test_both_halves_against_either_and_against_the_same_time(tmp_path: Path) ->
         write(tmp_path, "plain", seed, {800: plain, 1400: plain + 0.05, 2600: plain + 0.01})
         write(tmp_path, "both", seed, {800: both, 1400: both + 0.04})
         write(tmp_path, "vvm", seed + 1, {800: both - 0.01})
+        write(tmp_path, "both minus vlm_local", seed, {800: both - 0.02})
+        write(tmp_path, "DAMSM", seed, {800: both - 0.03}, factor=4)
+        write(tmp_path, "both, sharper", seed, {800: both - 0.03})
     write(tmp_path, "both", 0, {800: 0.75}, factor=2)
     rows = cells(table(tmp_path))
     # Differences .10, .08, .12: t = .1 / (.02 / sqrt 3) = 8.66 with 2 degrees of freedom.
@@ -158,6 +161,10 @@ def test_both_halves_against_either_and_against_the_same_time(tmp_path: Path) ->
     # Seeds 1 and 2 alone have both runs: .70 - .69 and .73 - .69.
     assert rows["both", "the visual half alone (800 steps)"][:2] == ["2", "+0.025 ± 0.021"]
     assert ("both", "the text half alone (800 steps)") not in rows
+    assert rows["both", "both minus vlm_local (800 steps)"][:2] == ["3", "+0.020 ± 0.000"]
+    assert rows["both", "DAMSM, weights x 4 (800 steps)"][:2] == ["3", "+0.030 ± 0.000"]
+    assert ("both, weights x 2", "both minus vlm_local (800 steps)") not in rows
+    assert not any("sharper" in what for arm, what in rows if arm.startswith("both") and "steps)" in what)
     assert rows["both, weights x 2", "plain at equal steps (800 steps)"][:3] == ["1", "+0.150", ""]
 
 
