@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlm_plugin import VLM, DualVLMLoss, Features
 from vlm_plugin.augment import RandomView
-from vlm_plugin.data.birds import _NOUNS, PLUMAGE, read_caption, swap_caption
+from vlm_plugin.data.birds import NOUNS, PLUMAGE, read_caption, swap_caption
 from vlm_plugin.loss import LossOutput
 from vlm_plugin.matching import (
     at_least_float32,
@@ -152,7 +152,7 @@ def move_colour(caption: str, rng: random.Random) -> str | None:
     if not named or not free:
         return None
     part, other = rng.choice(named), rng.choice(free)
-    noun, colour, nouns = rng.choice(_NOUNS[other]), said[part], "|".join(dict.fromkeys(_NOUNS[part]))
+    noun, colour, nouns = rng.choice(NOUNS[other]), said[part], "|".join(dict.fromkeys(NOUNS[part]))
     if part == "wings":
         caption = re.sub(rf"\b{colour} (?:{nouns})\b", f"a {colour} {noun}", caption)
     elif other == "wings":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Callable
 
 import pytest
@@ -16,7 +17,7 @@ from baselines.attngan.losses import damsm_loss
 from benchmarks import variants
 from benchmarks.alternatives import DAMSMLoss, FeatureMatching, JudgesOwn
 from vlm_plugin import TERMS, VLM, DualVLMLoss, Features
-from vlm_plugin.data.birds import ATTRIBUTES, read_caption
+from vlm_plugin.data.birds import ATTRIBUTES, PLUMAGE, draw_named, read_caption, sentence
 from vlm_plugin.matching import context_cosines, global_scores, local_scores, matched_loss
 from vlm_plugin.tools import gan
 from vlm_plugin.tools.judge import Judge
@@ -112,9 +113,10 @@ def test_scores_that_count_every_word_against_loops() -> None:
     assert not torch.isclose(terms["vvm_local"], usual["vvm_local"])
 
 
-def test_swapped_words_are_negatives_of_their_own_picture() -> None:
-    loss, matcher, text, fake, real = variant(variants.SwappedWords.build)
-    count = variants.SwappedWords.TWINS
+@pytest.mark.parametrize("kind", [variants.SwappedWords, variants.MovedWords])
+def test_twins_are_negatives_of_their_own_picture(kind: type[variants.SwappedWords]) -> None:
+    loss, matcher, text, fake, real = variant(kind.build)
+    count = kind.TWINS
     ids = torch.tensor([5, 2, 5])
     total, terms = loss(fake, text, real, class_ids=ids)
     image, twins = matcher.encode_image(fake), loss.twins
@@ -134,6 +136,28 @@ def test_swapped_words_are_negatives_of_their_own_picture() -> None:
         torch.testing.assert_close(terms[name], usual[name])
     weighted = sum((0.4 if name.startswith("vlm") else 0.1) * value for name, value in terms.items())
     torch.testing.assert_close(total.detach(), weighted)
+
+
+def test_a_moved_colour_is_said_of_a_part_that_was_open() -> None:
+    rng, moved = random.Random(0), 0
+    for number in range(500):
+        values = {name: rng.choice(choices) for name, choices in ATTRIBUTES.items()}
+        said = {name: values[name] for name in draw_named(rng)}
+        twin = variants.move_colour(sentence(said, number), rng)
+        if twin is None:
+            assert not set(PLUMAGE) - said.keys()
+            continue
+        moved += 1
+        now = read_caption(twin)
+        (gone,), (come,) = said.keys() - now.keys(), now.keys() - said.keys()
+        assert {gone, come} <= set(PLUMAGE)
+        assert now[come] == said[gone]
+        assert {**now, gone: said[gone]} == {**said, come: now[come]}
+    assert moved > 450
+    assert variants.move_colour("a small bird with a long bill.", rng) is None
+    every = "a bird with a red crown, a blue back, black wings and a white breast."
+    assert variants.move_colour(every, rng) is None
+    assert set(read_caption(variants.MovedWords.twin(every, rng))) == set(PLUMAGE)
 
 
 def test_a_floored_loss_against_loops() -> None:

@@ -416,7 +416,7 @@ def _backdrop(kind: str, side: int, rng: np.random.Generator) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------------
 
 # Nouns for each part. The tail has the back's colour, so naming it names the back.
-_NOUNS = {
+NOUNS = {
     "crown": ("crown", "crown", "cap"),
     "back": ("back", "back", "tail"),
     "wings": ("wings",),
@@ -454,7 +454,7 @@ def _search(attribute: str) -> re.Pattern[str]:
     words = "|".join(ATTRIBUTES[attribute])
     if attribute == "bill_length":
         return re.compile(rf"\b(?P<before>{words})(?: (?:{'|'.join(ATTRIBUTES['bill'])}))? (?:bill|beak)\b")
-    nouns = "|".join(dict.fromkeys(_NOUNS[attribute]))
+    nouns = "|".join(dict.fromkeys(NOUNS[attribute]))
     link = r"(?: that| of this(?: \w+)? bird)? (?:is|are)"
     return re.compile(rf"\b(?P<before>{words}) (?:{nouns})\b|\b(?:{nouns}){link} (?P<after>{words})\b")
 
@@ -511,7 +511,7 @@ def sentence(values: Mapping[str, str], wording: int) -> str:
 
     # "a crown that is red" is long: at most once, and only in short sentences.
     spread = rng.choice(parts) if len(named) <= 3 and rng.random() < 0.25 else None
-    nouns = {name: rng.choice(_NOUNS[name]) for name in parts}
+    nouns = {name: rng.choice(NOUNS[name]) for name in parts}
     size_choice = rng.randrange(2)
 
     def adjectives(name: str) -> str:
