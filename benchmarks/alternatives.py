@@ -110,6 +110,7 @@ LOSSES: dict[str, Callable[[VLM, EasyDict], nn.Module]] = {
     "feature-matching": FeatureMatching,
     "rougher-views": variants.rougher_views,
     "sharper": variants.sharper,
+    "closer-attention": variants.closer_attention,
     "every-word": variants.EveryWord.build,
     "swapped-words": variants.SwappedWords.build,
     "moved-words": variants.MovedWords.build,

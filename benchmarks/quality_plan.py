@@ -102,6 +102,7 @@ ARMS: dict[str, Arm] = {
     "both, sharper": Arm(TERMS, alternative="sharper", is_recipe=True),
     "both, every word": Arm(TERMS, alternative="every-word", is_recipe=True),
     "both, swapped words": Arm(TERMS, alternative="swapped-words", is_recipe=True),
+    "both, closer attention, rates x 2": Arm(TERMS, alternative="closer-attention", changes=_TWICE, is_recipe=True),
     "both, moved words, rates x 2": Arm(TERMS, alternative="moved-words", changes=_TWICE, is_recipe=True),
     "both, visual half x 4, rates x 2": Arm(TERMS, lambda_vvm=0.4, changes=_TWICE, is_recipe=True),
     "both, floored": Arm(TERMS, alternative="floored", is_recipe=True),
