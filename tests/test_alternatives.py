@@ -89,9 +89,12 @@ def variant(build: Callable[[VLM, EasyDict], nn.Module]) -> tuple[nn.Module, VLM
     return loss, matcher, captions(matcher), fake, real
 
 
-def test_a_sharper_local_term() -> None:
-    loss, matcher, text, fake, real = variant(variants.sharper)
-    usual = DualVLMLoss(matcher, lambda_vvm=0.1, lambda_vlm=0.4, gamma3_local=100.0)
+@pytest.mark.parametrize(
+    ("build", "change"), [(variants.sharper, {"gamma3_local": 100.0}), (variants.closer_attention, {"gamma1": 12.0})]
+)
+def test_variants_of_one_number(build: Callable[[VLM, EasyDict], nn.Module], change: dict[str, float]) -> None:
+    loss, matcher, text, fake, real = variant(build)
+    usual = DualVLMLoss(matcher, lambda_vvm=0.1, lambda_vlm=0.4, **change)
     torch.testing.assert_close(loss(fake, text, real).total, usual(fake, text, real).total)
 
 
