@@ -111,6 +111,7 @@ LOSSES: dict[str, Callable[[VLM, EasyDict], nn.Module]] = {
     "rougher-views": variants.rougher_views,
     "sharper": variants.sharper,
     "closer-attention": variants.closer_attention,
+    "whole-caption": variants.WholeCaption.build,
     "every-word": variants.EveryWord.build,
     "swapped-words": variants.SwappedWords.build,
     "moved-words": variants.MovedWords.build,

@@ -51,6 +51,31 @@ def closer_attention(matcher: VLM, settings: EasyDict) -> DualVLMLoss:
     return loss
 
 
+class WholeCaption(DualVLMLoss):
+    """The dual loss with four times the weight on `vlm_global`, which then pulls about as hard as `vlm_local`."""
+
+    SHARE = 4.0
+
+    @classmethod
+    def build(cls, matcher: VLM, settings: EasyDict) -> WholeCaption:
+        return _like(gan.dual_loss(matcher, settings), cls, matcher)
+
+    def _posterior(
+        self,
+        scores: Callable[[Features, Features], Tensor],
+        temperature: float,
+        image: tuple[Features, Features],
+        anchor: tuple[Features, Features],
+        groups: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        value = super()._posterior(scores, temperature, image, anchor, groups)
+        return self.SHARE * value if scores is global_scores and anchor[0] is self._captions else value
+
+    def _check_text(self, *arguments: object) -> Features:
+        self._captions = super()._check_text(*arguments)
+        return self._captions
+
+
 class EveryWord(DualVLMLoss):
     """The dual loss with a local score that counts every word.
 

@@ -98,6 +98,15 @@ def test_variants_of_one_number(build: Callable[[VLM, EasyDict], nn.Module], cha
     torch.testing.assert_close(loss(fake, text, real).total, usual(fake, text, real).total)
 
 
+def test_the_whole_caption_weighs_four_times_as_much() -> None:
+    loss, matcher, text, fake, real = variant(variants.WholeCaption.build)
+    total, terms = loss(fake, text, real)
+    usual = DualVLMLoss(matcher, lambda_vvm=0.1, lambda_vlm=0.4)(fake, text, real)
+    for name in TERMS:
+        torch.testing.assert_close(terms[name], (4 if name == "vlm_global" else 1) * usual.terms[name])
+    torch.testing.assert_close(total, usual.total + 3 * 0.4 * usual.terms["vlm_global"])
+
+
 def test_scores_that_count_every_word_against_loops() -> None:
     loss, matcher, text, fake, real = variant(variants.EveryWord.build)
     assert (loss.gamma2, loss.gamma3_local) == (1.0, 100.0)
