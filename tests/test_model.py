@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
@@ -281,6 +282,18 @@ def test_corrupt_files(saved):
 def test_foreign_files(saved, content):
     torch.save(content, saved)
     with pytest.raises(ValueError, match=r"x.vlm.pt: expected a vlm_plugin.VLM file, got (other|something else)"):
+        VLM.load(saved)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers(saved, value):
+    content = contents(saved)
+    part, weights = next(reversed(content["weights"].items()))
+    name, weight = next(reversed(weights.items()))
+    weight.view(-1)[-1] = value
+    torch.save(content, saved)
+    message = rf"x.vlm.pt: expected finite weights, got NaN or infinity in {part}.{name}: the training that wrote it"
+    with pytest.raises(ValueError, match=message):
         VLM.load(saved)
 
 

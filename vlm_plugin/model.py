@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .encoders import InceptionEncoder, LSTMTextEncoder, build_image_encoder
 from .features import Features, as_features
+from .finite import not_finite
 from .scorer import MatchingScoreBlock
 from .vocabulary import REMEDY, Vocabulary, vocabulary_of
 
@@ -236,7 +237,7 @@ class VLM(nn.Module):
 
         Raises:
             FileNotFoundError: no such file, and no packaged matcher of that name.
-            ValueError: the file is no VLM checkpoint, or of a newer version.
+            ValueError: the file is no VLM checkpoint, of a newer version, or has NaN or infinity among its weights.
         """
         path = find_file(path)
         return cls.from_content(read_file(path, f"{_FORMAT} file"), path).to(map_location)
@@ -253,7 +254,8 @@ class VLM(nn.Module):
             The matcher on the CPU, in eval mode.
 
         Raises:
-            ValueError: the content is no VLM checkpoint's, or of a newer version.
+            ValueError: the content is no VLM checkpoint's, of a newer version, or has NaN or infinity among its
+                weights.
         """
         checked = _check_content(content, path, _FORMAT, _VERSION)
         try:
@@ -365,6 +367,10 @@ def _check_content(content: object, path: str | os.PathLike, expected_format: st
         raise ValueError(f"{path}: expected a {expected_format} file with a version, got {version!r}")
     if version > newest_version:
         raise ValueError(f"{path}: written as version {version}, this release reads up to {newest_version}: upgrade")
+    if name := not_finite(content.get("weights")):
+        raise ValueError(
+            f"{path}: expected finite weights, got NaN or infinity in {name}: the training that wrote it broke down"
+        )
     return content
 
 

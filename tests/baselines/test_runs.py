@@ -32,6 +32,7 @@ from baselines.dfgan.trainer import DFGAN
 from baselines.export import export
 from vlm_plugin import TERMS, VLM
 from vlm_plugin.data import open_split
+from vlm_plugin.finite import not_finite
 from vlm_plugin.model import fingerprint
 from vlm_plugin.tools import examination, gan, show, training
 from vlm_plugin.tools.drawing import Painter, to_bytes
@@ -459,7 +460,7 @@ def assert_broken_down(folder: Path, message: str, step: int, named: str, kept: 
     assert f"{folder}/checkpoint.pt stays as it was after step {kept};" in message
     assert f"--generator {folder}" in message
     assert checkpoint(folder)["step"] == kept
-    assert training.not_finite(checkpoint(folder)) is None
+    assert not_finite(checkpoint(folder)) is None
     assert not (folder / "evaluation.json").exists()
 
 

@@ -28,6 +28,7 @@ from vlm_plugin import (
 from vlm_plugin.data import BirdTruth, CaptionedImages, collate, make_birds, open_split
 from vlm_plugin.data.birds import read_caption
 from vlm_plugin.data.dataset import Batch, Sample
+from vlm_plugin.finite import not_finite
 from vlm_plugin.tools import pretrain as module
 from vlm_plugin.tools.cli import main
 from vlm_plugin.tools.pretrain import Evaluator, Pairs, collate_pairs, pretrain, pretraining_losses
@@ -532,8 +533,8 @@ def test_a_training_that_breaks_down_ends_there_and_keeps_its_files(
     assert len(steps) == {"vlm_global": 4, "image_encoder": 6}[where]  # three an epoch
     state = torch.load(out.with_name("a.vlm.pt.state"), weights_only=True)
     assert state["epoch"] == 1
-    assert module.training.not_finite(state) is None
-    assert module.training.not_finite(VLM.load(out).state_dict()) is None
+    assert not_finite(state) is None
+    assert not_finite(VLM.load(out).state_dict()) is None
 
 
 @pytest.mark.usefixtures("narrow")

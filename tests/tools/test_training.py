@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from vlm_plugin.data import CaptionedImages, collate, open_split
 from vlm_plugin.data.dataset import BadSampleError, Batch, Sample
+from vlm_plugin.finite import not_finite
 from vlm_plugin.tools import training
 
 CPU = torch.device("cpu")
@@ -365,11 +366,11 @@ def test_ramp(step: int, start: int, length: int, expected: float) -> None:
 
 def test_the_first_value_that_is_no_number_is_named() -> None:
     fine = {"a": torch.ones(3), "b": {0: {"step": 1.0}}, "text": "nan", "none": None, "whole": torch.tensor([1, 2])}
-    assert training.not_finite(fine) is None
+    assert not_finite(fine) is None
     broken = {"later": float("inf"), "last": torch.tensor([0.0, float("nan")])}
-    assert training.not_finite(fine | broken) == "later"
-    assert training.not_finite({"fine": fine, "adam": {"state": {7: broken}}}) == "adam.state.7.later"
-    assert training.not_finite({"last": broken["last"]}) == "last"
+    assert not_finite(fine | broken) == "later"
+    assert not_finite({"fine": fine, "adam": {"state": {7: broken}}}) == "adam.state.7.later"
+    assert not_finite({"last": broken["last"]}) == "last"
 
 
 def test_stop_signal_is_noticed_once_and_given_back() -> None:

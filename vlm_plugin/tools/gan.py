@@ -17,6 +17,7 @@ from vlm_plugin import TERMS, VLM, DualVLMLoss, Features, distributed
 from vlm_plugin.augment import RandomView
 from vlm_plugin.data import CaptionedImages, Record, find_truth, make_birds, open_split
 from vlm_plugin.data.dataset import BadSampleError, Batch, Collate
+from vlm_plugin.finite import not_finite
 from vlm_plugin.model import fingerprint
 from vlm_plugin.tools import training
 from vlm_plugin.tools.matchers import PACKAGED, load_matcher
@@ -402,7 +403,7 @@ def _save(trainer: Trainer, step: int, run_folder: Path) -> None:
 
 def _check_finite(content: Mapping[str, Any], step: int, run_folder: Path, kept: int) -> None:
     """End the run on every rank, before its checkpoint is overwritten, where one of them holds NaN or infinity."""
-    name = training.not_finite(content)
+    name = not_finite(content)
     if names := training.from_all_ranks([] if name is None else [name]):
         raise ValueError(
             f"step {step}: expected finite numbers, got NaN or infinity in {names[0]}: the training has broken down. "

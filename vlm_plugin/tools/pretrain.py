@@ -25,6 +25,7 @@ from vlm_plugin.data.birds import read_caption, said_by, swap_caption, true_pair
 from vlm_plugin.data.dataset import BadSampleError, Batch, Sample
 from vlm_plugin.encoders import LSTMTextEncoder, build_image_encoder
 from vlm_plugin.features import Features
+from vlm_plugin.finite import not_finite
 from vlm_plugin.matching import contrastive_loss, global_scores, local_scores, matched_loss
 from vlm_plugin.model import VLM, fingerprint
 from vlm_plugin.scorer import MatchingScoreBlock
@@ -638,7 +639,7 @@ def _step_losses(
 
 def _check_finite(content: Mapping[str, Tensor], epoch: int, state_file: Path) -> None:
     """End the run before its files are overwritten, where a value is NaN or infinite."""
-    if name := training.not_finite(content):
+    if name := not_finite(content):
         raise ValueError(
             f"epoch {epoch + 1}: expected finite numbers, got NaN or infinity in {name}: the training has broken down. "
             + (f"{state_file} stays as it was after epoch {epoch}; " if epoch else "")

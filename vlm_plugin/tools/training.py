@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import platform
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -401,21 +400,6 @@ def shared_run_folder(root: str | os.PathLike, name: str) -> Path:
     if distributed.world_size() > 1:
         dist.broadcast_object_list(folder, src=0)
     return folder[0]
-
-
-def not_finite(content: object, name: str = "") -> str | None:
-    """The name of the first number or tensor that holds NaN or infinity; None where there is none.
-
-    Args:
-        content: numbers and tensors, in mappings of any depth; whatever else is passed over.
-        name: what `content` is called; the keys that lead to a value follow, with dots between.
-    """
-    if isinstance(content, Mapping):
-        named = (not_finite(value, f"{name}.{key}" if name else str(key)) for key, value in content.items())
-        return next(filter(None, named), None)
-    if isinstance(content, Tensor):
-        return None if bool(content.isfinite().all()) else name
-    return name if isinstance(content, float) and not math.isfinite(content) else None
 
 
 class StopSignal:
