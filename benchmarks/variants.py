@@ -51,7 +51,15 @@ def closer_attention(matcher: VLM, settings: EasyDict) -> DualVLMLoss:
     return loss
 
 
-class WholeCaption(DualVLMLoss):
+class KnowsCaptions(DualVLMLoss):
+    """The dual loss, with the captions' features at hand, by which a term tells captions from real pictures."""
+
+    def _check_text(self, *arguments: object) -> Features:
+        self._captions = super()._check_text(*arguments)
+        return self._captions
+
+
+class WholeCaption(KnowsCaptions):
     """The dual loss with four times the weight on `vlm_global`, which then pulls about as hard as `vlm_local`."""
 
     SHARE = 4.0
@@ -60,20 +68,10 @@ class WholeCaption(DualVLMLoss):
     def build(cls, matcher: VLM, settings: EasyDict) -> WholeCaption:
         return _like(gan.dual_loss(matcher, settings), cls, matcher)
 
-    def _posterior(
-        self,
-        scores: Callable[[Features, Features], Tensor],
-        temperature: float,
-        image: tuple[Features, Features],
-        anchor: tuple[Features, Features],
-        groups: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        value = super()._posterior(scores, temperature, image, anchor, groups)
-        return self.SHARE * value if scores is global_scores and anchor[0] is self._captions else value
-
-    def _check_text(self, *arguments: object) -> Features:
-        self._captions = super()._check_text(*arguments)
-        return self._captions
+    def _posterior(self, scores: Callable[[Features, Features], Tensor], *arguments: object) -> Tensor:
+        value = super()._posterior(scores, *arguments)
+        anchor = arguments[2][0]
+        return self.SHARE * value if scores is global_scores and anchor is self._captions else value
 
 
 class EveryWord(DualVLMLoss):
@@ -105,7 +103,7 @@ def every_word_scores(image: Features, anchor: Features, gamma1: float, gamma2: 
     return (torch.logsumexp(gamma2 * cosine, dim=-1) - anchor.mask.sum(1).log()) / gamma2
 
 
-class SwappedWords(DualVLMLoss):
+class SwappedWords(KnowsCaptions):
     """The dual loss in which each picture also has to tell its caption from twins of it with one value exchanged.
 
     They are `TWINS` more negatives of -log P(caption | picture), at the local and the global level. Source: ours,
@@ -151,10 +149,6 @@ class SwappedWords(DualVLMLoss):
         return contrastive_loss(
             torch.cat([table, wrong], 1), own, F.pad(excluded, (0, self.TWINS), value=False)
         ) + contrastive_loss(table.T, own, excluded.T)
-
-    def _check_text(self, *arguments: object) -> Features:
-        self._captions = super()._check_text(*arguments)
-        return self._captions
 
 
 class MovedWords(SwappedWords):
