@@ -154,6 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         protocol, steps = PROTOCOLS[run["protocol"]], run["legs"][-1]["steps"]
         if protocol.birds is None or folder == Path() or known.get(name, {}).get("steps") == steps:
             continue
+        if torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)["step"] != steps:
+            print(f"{name}: left out, it is being trained beyond its last result")
+            continue
         what = {key: run[key] for key in ("protocol", "baseline", "arm", "seed")} | {"factor": run.get("factor", 1.0)}
         numbers = measure(folder, protocol.split, run["manifest"]["pictures"], protocol.birds["size"])
         known[name] = what | {"steps": steps} | numbers

@@ -91,3 +91,10 @@ def test_runs_are_measured_once(
     monkeypatch.setattr(spill, "measure", lambda *_: pytest.fail("measured again"))
     spill.main(words)
     assert capsys.readouterr().out == table
+    # A run whose folder has gone past its last result.
+    path = tmp_path / "results" / f"{runs[0].name}.json"
+    content = json.loads(path.read_text())
+    content["legs"][-1]["steps"] = 2
+    path.write_text(json.dumps(content))
+    spill.main(words)
+    assert capsys.readouterr().out == f"{runs[0].name}: left out, it is being trained beyond its last result\n{table}"
