@@ -22,7 +22,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -181,7 +181,8 @@ class Grid:
         arm, settings = ARMS[run.arm], yaml.safe_load(shipped.read_text(encoding="utf-8"))
         settings |= {"sample_every": 10**9, "workers": None if torch.cuda.is_available() else 0}
         settings |= {} if PROTOCOLS[run.protocol].shipped else EARLIER[run.baseline]
-        settings |= {**arm.changes, **self.settings}
+        for name, value in {**arm.changes, **self.settings}.items():
+            settings[name] = settings[name] | value if isinstance(value, Mapping) and name in settings else value
         settings["vlm"] |= {"terms": list(arm.terms) or None, **run.weights}
         settings["vlm"] |= {"vlm_start": arm.start, "vvm_start": arm.start}
         return settings

@@ -70,8 +70,8 @@ class Arm(NamedTuple):
     """A loss of alternatives.py in the shipped one's place."""
     lambda_vvm: float = 0.1
     lambda_vlm: float = 0.4
-    changes: Mapping[str, float] = MappingProxyType({})
-    """To the settings of the run."""
+    changes: Mapping[str, float | Mapping[str, float]] = MappingProxyType({})
+    """To the settings of the run; a section's entries in a mapping of their own."""
     start: int = 0
     """Step at which the dual loss sets in."""
     is_recipe: bool = False
@@ -112,6 +112,7 @@ ARMS: dict[str, Arm] = {
     "both, floored, rates x 2": Arm(TERMS, alternative="floored", changes=_TWICE, is_recipe=True),
     "both, from step 1000": Arm(TERMS, start=1000, is_recipe=True),
     "global contrastive, rates x 2": Arm(("vlm_global",), lambda_vlm=1.6, changes=_TWICE, is_recipe=True),
+    "plain, DAMSM x 4": Arm(changes={"damsm": {"weight": 0.2}}, is_recipe=True),
     "plain, generator rate x 2": Arm(changes={"generator_lr": 4e-4}, is_recipe=True),
     "plain, rates x 2": Arm(changes=_TWICE, is_recipe=True),
     "the judge's own loss*": Arm(alternative="judge", lambda_vlm=1.1, is_recipe=True),

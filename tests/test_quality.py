@@ -72,6 +72,9 @@ def test_settings_of_runs(tmp_path: Path) -> None:
         assert (earlier["vlm"]["lambda_vvm"], earlier["vlm"]["lambda_vlm"]) == (0.1, 0.4)
     quicker = settings("tuning", "dfgan", "both, rates x 2", 0)
     assert (quicker["generator_lr"], quicker["discriminator_lr"]) == (4e-4, 8e-4)
+    heavier = settings("tuning", "attngan", "plain, DAMSM x 4", 0)["damsm"]
+    shipped = yaml.safe_load((tiny.ROOT / "baselines" / "attngan" / "cfg" / "synthetic.yml").read_text())["damsm"]
+    assert heavier == shipped | {"weight": pytest.approx(4 * shipped["weight"])}
     later = settings("scratch", "dfgan", "both, from step 1000", 0)["vlm"]
     assert (later["vlm_start"], later["vvm_start"]) == (1000, 1000)
 
