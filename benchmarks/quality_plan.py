@@ -10,6 +10,9 @@ from typing import NamedTuple
 from vlm_plugin import TERMS
 from vlm_plugin.tools.gan import BIRDS
 
+# A baseline's folder -> its name.
+NAMES = {"dfgan": "DF-GAN", "attngan": "AttnGAN"}
+
 
 class Protocol(NamedTuple):
     """What all runs of a comparison share."""
@@ -120,6 +123,11 @@ ARMS: dict[str, Arm] = {
     "DAMSM": Arm(alternative="damsm", lambda_vlm=0.4),
     "feature matching": Arm(alternative="feature-matching", lambda_vvm=0.1),
 }
+
+
+def label(arm: str, factor: float) -> str:
+    """An arm's name in tables."""
+    return arm if factor == 1 else f"{arm}, weights x {factor:g}"
 
 
 class Run(NamedTuple):

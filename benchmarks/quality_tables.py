@@ -14,10 +14,8 @@ import numpy as np
 
 from benchmarks import arms, cost, spill
 from benchmarks.markdown import markdown_table
-from benchmarks.quality_plan import ARMS, PROTOCOLS, SHIPPED
+from benchmarks.quality_plan import ARMS, NAMES, PROTOCOLS, SHIPPED, label
 
-# Folder -> name.
-NAMES = {"dfgan": "DF-GAN", "attngan": "AttnGAN"}
 BASELINES = tuple(NAMES)
 HALVES = {"vlm": "the text half alone", "vvm": "the visual half alone"}
 # Arms that are no part of the dual loss as it ships but another loss.
@@ -132,7 +130,7 @@ class Row(NamedTuple):
     @property
     def label(self) -> str:
         """The arm's name in tables."""
-        return self.arm if self.factor == 1 else f"{self.arm}, weights x {self.factor:g}"
+        return label(self.arm, self.factor)
 
 
 def _legs(runs: Iterable[dict[str, Any]]) -> dict[Row, dict[int, dict[str, Any]]]:

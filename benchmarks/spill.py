@@ -23,7 +23,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.markdown import markdown_table
-from benchmarks.quality_plan import PROTOCOLS
+from benchmarks.quality_plan import NAMES, PROTOCOLS, label
 from vlm_plugin import Features
 from vlm_plugin.data import CaptionedImages, open_split
 from vlm_plugin.data.birds import ATTRIBUTES, PLUMAGE, said_by
@@ -38,7 +38,6 @@ from vlm_plugin.tools.trainer import scaled
 ROOT = Path(__file__).resolve().parents[1]
 QUALITY = ROOT / "benchmarks" / "results" / "quality"
 RESULTS = ROOT / "benchmarks" / "results" / "spill.json"
-NAMES = {"dfgan": "DF-GAN", "attngan": "AttnGAN"}
 # Measure -> digits after the point.
 COLUMNS = {"spill": 3, "backgrounds": 2, "means": 0, "covariances": 0}
 
@@ -120,8 +119,8 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
     """Runs as Markdown, mean and spread over seeds."""
     rows: dict[tuple[str, str, str, int], list[Mapping[str, Any]]] = {}
     for run in runs:
-        arm = run["arm"] if run["factor"] == 1 else f"{run['arm']}, weights x {run['factor']:g}"
-        rows.setdefault((run["protocol"], run["baseline"], arm, run["steps"]), []).append(run)
+        row = (run["protocol"], run["baseline"], label(run["arm"], run["factor"]), run["steps"])
+        rows.setdefault(row, []).append(run)
     lines = []
     for protocol, group in itertools.groupby(sorted(rows), key=lambda row: row[0]):
         real = next(run["real"] for run in runs if run["protocol"] == protocol)
