@@ -36,15 +36,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import emoji
 from benchmarks.quality_plan import ARMS, EARLIER, PROTOCOLS, SHIPPED, Run
 from benchmarks.quality_tables import BASELINES, fill, table
-from vlm_plugin import VLM, Features
+from vlm_plugin import VLM
 from vlm_plugin.data import make_birds, open_split
 from vlm_plugin.tools import training
-from vlm_plugin.tools.drawing import Painter, from_bytes
-from vlm_plugin.tools.evaluate import find_networks
+from vlm_plugin.tools.drawing import from_bytes
+from vlm_plugin.tools.evaluate import find_networks, painter_of
 from vlm_plugin.tools.judge import Judge
 from vlm_plugin.tools.matchers import load_matcher
 from vlm_plugin.tools.pictures import sample_sheet
-from vlm_plugin.tools.trainer import scaled
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
@@ -254,10 +253,7 @@ def diversity(folder: Path, evaluator: Path | None) -> float:
     generator = trainer.load_generator(saved, str(folder)).eval()
     matcher = load_matcher(saved.matcher, saved.data)
 
-    def draw(noise: Tensor, text: Features) -> Tensor:
-        return generator.draw(noise, scaled(text) if saved.normalise_text else text)[0]
-
-    painter = Painter(draw, matcher, generator.noise_dim)
+    painter = painter_of(generator, saved, matcher)
     features = Judge.load().features if evaluator is None else _pooled(load_matcher(str(evaluator)))
     captions = [record.captions[0] for record in open_split(saved.data, "test")[:CAPTIONS]]
     spreads = []

@@ -24,16 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.markdown import markdown_table
 from benchmarks.quality_plan import NAMES, PROTOCOLS, label
-from vlm_plugin import Features
 from vlm_plugin.data import CaptionedImages, open_split
 from vlm_plugin.data.birds import ATTRIBUTES, PLUMAGE, said_by
 from vlm_plugin.tools import training
-from vlm_plugin.tools.drawing import Painter
-from vlm_plugin.tools.evaluate import find_networks
+from vlm_plugin.tools.evaluate import find_networks, painter_of
 from vlm_plugin.tools.evaluation import items
 from vlm_plugin.tools.judge import Judge
 from vlm_plugin.tools.matchers import load_matcher
-from vlm_plugin.tools.trainer import scaled
 
 ROOT = Path(__file__).resolve().parents[1]
 QUALITY = ROOT / "benchmarks" / "results" / "quality"
@@ -97,10 +94,7 @@ def measure(folder: Path, split: str, count: int, size: int) -> dict[str, dict[s
     chosen = items([len(record.captions) for record in records], count)
     captions = [records[item.record].captions[item.number] for item in chosen]
 
-    def draw(noise: Tensor, text: Features) -> Tensor:
-        return generator.draw(noise, scaled(text) if saved.normalise_text else text)[0]
-
-    painter = Painter(draw, matcher, generator.noise_dim)
+    painter = painter_of(generator, saved, matcher)
     images = CaptionedImages(records, size, train=False)
     real = judged(torch.stack([images[item.record].image for item in chosen]))
     fake = judged(torch.cat(list(painter.all(captions))))

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm_plugin.data import Records, find_layout, find_truth, make_birds, open_split
 from vlm_plugin.features import Features
+from vlm_plugin.model import VLM
 from vlm_plugin.tools import training
 from vlm_plugin.tools.drawing import Painter
 from vlm_plugin.tools.evaluation import Inception, Named
@@ -94,10 +95,7 @@ def evaluate(
     examiner.vlm.to(place)
     trained_with = saved.trained_with or (conditioning.fingerprint if trainer.learns_from_matcher else None)
 
-    def draw(noise: Tensor, text: Features) -> Tensor:
-        return generator.draw(noise, scaled(text) if saved.normalise_text else text)[0]
-
-    painter = Painter(draw, conditioning, generator.noise_dim, seed=seed, truncation=truncation)
+    painter = painter_of(generator, saved, conditioning, seed=seed, truncation=truncation)
     records = open_split(data, split)
     size = painter.some([records[0].captions[0]], [0]).shape[-1]
     others = _others(data, split)[-min(count or len(records), len(records)) :]
@@ -151,6 +149,25 @@ def find_networks(source: Path, averaged: bool = True) -> tuple[type[Trainer], S
         except (ValueError, FileNotFoundError) as error:
             reasons.append(f"{name}: {error}")
     raise ValueError(f"{source}: expected a run's folder or a checkpoint of a baseline ({'; '.join(reasons)})")
+
+
+def painter_of(
+    generator: nn.Module, saved: Saved, matcher: VLM, seed: int = 0, truncation: float | None = None
+) -> Painter:
+    """What draws captions with a generator that `find_networks` found.
+
+    Args:
+        generator: the network, built and filled.
+        saved: what the file or the run's folder says of it.
+        matcher: encodes the captions, as it did in training.
+        seed: decides the noise.
+        truncation: see `Painter`.
+    """
+
+    def draw(noise: Tensor, text: Features) -> Tensor:
+        return generator.draw(noise, scaled(text) if saved.normalise_text else text)[0]
+
+    return Painter(draw, matcher, generator.noise_dim, seed=seed, truncation=truncation)
 
 
 def _trainer(name: str) -> type[Trainer]:
