@@ -170,6 +170,7 @@ def test_a_moved_colour_is_said_of_a_part_that_was_open() -> None:
     every = "a bird with a red crown, a blue back, black wings and a white breast."
     assert variants.move_colour(every, rng) is None
     assert set(read_caption(variants.MovedWords.twin(every, rng))) == set(PLUMAGE)
+    assert set(read_caption(variants.MovedWords.twin("a bird with a red crown.", rng))) < set(PLUMAGE) - {"crown"}
 
 
 def test_a_floored_loss_against_loops() -> None:
