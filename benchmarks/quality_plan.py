@@ -46,8 +46,8 @@ PROTOCOLS = {
         birds={"train": 2000, "validation": 800, "test": 10, "size": 64, "seed": 0}, split="validation",
     ),
     "continued": Protocol(
-        "from the packaged start, where plain training has converged; the main job's birds", legs=(400, 800, 1400),
-        equal_time={800: 1400, 1400: 2600}, from_start=True, birds=BIRDS, shipped=True,
+        "from the packaged start, where plain training has converged; the main job's birds",
+        legs=(400, 800, 1400, 2600), equal_time={800: 1400, 1400: 2600}, from_start=True, birds=BIRDS, shipped=True,
     ),
     "slower": Protocol(
         "the same at half of DF-GAN's shipped rates and weights", legs=(400, 800),
@@ -112,11 +112,17 @@ ARMS: dict[str, Arm] = {
     "both, floored": Arm(TERMS, alternative="floored", is_recipe=True),
     "both, generator rate x 2": Arm(TERMS, changes={"generator_lr": 4e-4}, is_recipe=True),
     "both, rates x 2": Arm(TERMS, changes=_TWICE, is_recipe=True),
+    "both, rates x 2, discriminator's x 4": Arm(
+        TERMS, changes={"generator_lr": 4e-4, "discriminator_lr": 1.6e-3}, is_recipe=True
+    ),
     "both, floored, rates x 2": Arm(TERMS, alternative="floored", changes=_TWICE, is_recipe=True),
     "both, from step 1000": Arm(TERMS, start=1000, is_recipe=True),
     "global contrastive, rates x 2": Arm(("vlm_global",), lambda_vlm=1.6, changes=_TWICE, is_recipe=True),
     "plain, DAMSM x 4": Arm(changes={"damsm": {"weight": 0.2}}, is_recipe=True),
     "plain, generator rate x 2": Arm(changes={"generator_lr": 4e-4}, is_recipe=True),
+    "plain, rates x 2, discriminator's x 4": Arm(
+        changes={"generator_lr": 4e-4, "discriminator_lr": 1.6e-3}, is_recipe=True
+    ),
     "plain, rates x 2": Arm(changes=_TWICE, is_recipe=True),
     "the judge's own loss*": Arm(alternative="judge", lambda_vlm=1.1, is_recipe=True),
     "global contrastive": Arm(("vlm_global",), lambda_vlm=1.6),
