@@ -3,6 +3,7 @@
 python benchmarks/quality.py run --jobs 2         trains what has no result yet; can be killed and started again
 python benchmarks/quality.py table                every table; `page FILE` fills them into docs/results.md, README.md
 python benchmarks/quality.py pictures FILE        captions as the arms of one seed draw them, at the same noise
+python benchmarks/quality.py figure FILE          agreement against distance, from the packaged start
 
 Every run is `baselines/<name>/main.py` in a process of its own (`alternatives.py` for the losses that are not ours),
 with the shipped settings but for the terms of the loss and their weights. Its numbers are those of an evaluation.json,
@@ -33,7 +34,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import emoji
+from benchmarks import emoji, quality_figure
 from benchmarks.quality_plan import ARMS, EARLIER, PROTOCOLS, SHIPPED, Run
 from benchmarks.quality_tables import BASELINES, fill, table
 from vlm_plugin import VLM
@@ -295,11 +296,11 @@ def pictures(path: Path, work: Path, runs: Sequence[Run]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The four commands."""
+    """The five commands."""
     factors = f"those that ship: {SHIPPED}; 1 in protocols that keep earlier weights"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "table", "page", "pictures"))
-    parser.add_argument("file", nargs="?", type=Path, help="of page and pictures")
+    parser.add_argument("command", choices=("run", "table", "page", "pictures", "figure"))
+    parser.add_argument("file", nargs="?", type=Path, help="of page, pictures and figure")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="continued")
     parser.add_argument("--baseline", choices=BASELINES, default="dfgan")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["both", "plain", "vlm", "vvm"])
@@ -322,11 +323,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     if arguments.command == "table":
         print(table(RESULTS))
-    elif arguments.command in ("page", "pictures") and arguments.file is None:
+    elif arguments.command in ("page", "pictures", "figure") and arguments.file is None:
         parser.error(f"{arguments.command}: expected the file to write")
     elif arguments.command == "page":
         page = arguments.file.read_text(encoding="utf-8")
         arguments.file.write_text(fill(page, RESULTS), encoding="utf-8")
+    elif arguments.command == "figure":
+        quality_figure.draw(arguments.file, RESULTS)
     elif arguments.command == "pictures":
         pictures(arguments.file, work, [run for run in runs if run.seed == arguments.seeds[0]])
     else:

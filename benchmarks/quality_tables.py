@@ -87,7 +87,7 @@ def blocks(results: Path) -> list[tuple[tuple[str, str], str]]:
     return [
         ((protocol, baseline), _comparison(protocol, baseline, own))
         for protocol, baseline in _comparisons()
-        if (own := _runs(results, protocol, baseline))
+        if (own := runs_of(results, protocol, baseline))
     ]
 
 
@@ -100,7 +100,7 @@ def headline(results: Path) -> str:
     columns = ("attribute_accuracy", "r_precision", "vlms", "frechet_distance")
     titles = [f"{MEASURES[m][0]}, plain -> with the loss" for m in columns]
     rows = []
-    found = {baseline: _legs(_runs(results, "continued", baseline)) for baseline in BASELINES}
+    found = {baseline: legs_of(runs_of(results, "continued", baseline)) for baseline in BASELINES}
     for baseline, steps in itertools.product(BASELINES, PROTOCOLS["continued"].equal_time):
         legs = found[baseline]
         plain, both = legs.get(Row("plain", 1.0, steps), {}), legs.get(Row("both", SHIPPED[baseline], steps), {})
@@ -115,7 +115,8 @@ def headline(results: Path) -> str:
     return markdown_table(["baseline", "seeds", *titles, "gain in accuracy", "p"], rows)
 
 
-def _runs(results: Path, protocol: str, baseline: str) -> list[dict[str, Any]]:
+def runs_of(results: Path, protocol: str, baseline: str) -> list[dict[str, Any]]:
+    """The kept runs of a comparison."""
     runs = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     return [run for run in runs if (run["protocol"], run["baseline"]) == (protocol, baseline)]
 
@@ -133,7 +134,7 @@ class Row(NamedTuple):
         return label(self.arm, self.factor)
 
 
-def _legs(runs: Iterable[dict[str, Any]]) -> dict[Row, dict[int, dict[str, Any]]]:
+def legs_of(runs: Iterable[dict[str, Any]]) -> dict[Row, dict[int, dict[str, Any]]]:
     """Row -> seed -> numbers; `seconds_per_step` among them where the whole run was timed."""
     legs: dict[Row, dict[int, dict[str, Any]]] = {}
     for run in runs:
@@ -144,7 +145,7 @@ def _legs(runs: Iterable[dict[str, Any]]) -> dict[Row, dict[int, dict[str, Any]]
 
 
 def _comparison(protocol: str, baseline: str, runs: Sequence[dict[str, Any]]) -> str:
-    headline, legs = PROTOCOLS[protocol].headline, _legs(runs)
+    headline, legs = PROTOCOLS[protocol].headline, legs_of(runs)
     measures = [m for m in MEASURES if any(m in leg for seeds in legs.values() for leg in seeds.values())]
     head = ["arm", "steps", "seeds", *(MEASURES[m][0] for m in measures), f"{MEASURES[headline][0]} over plain", "p"]
     lines = []

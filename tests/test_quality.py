@@ -7,14 +7,16 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageColor
 
 from benchmarks import quality
 from benchmarks.quality import Grid, spread_of
+from benchmarks.quality_figure import LINES, draw, drawn, points
 from benchmarks.quality_plan import ARMS, PROTOCOLS, SHIPPED, Protocol, Run
 from benchmarks.quality_tables import MEASURES, fill, paired_t_test, table
 from vlm_plugin import TERMS
@@ -193,6 +195,32 @@ def test_published_tables_are_those_of_the_committed_runs(page: str) -> None:
     text = (tiny.ROOT / page).read_text(encoding="utf-8")
     assert "<!-- headline -->" in text
     assert text == fill(text, quality.RESULTS)
+
+
+def test_the_figure_shows_means_and_deviations_by_steps(tmp_path: Path) -> None:
+    for seed, (plain, both) in enumerate([(0.60, 0.70), (0.62, 0.74)]):
+        write(tmp_path, "plain", seed, {400: plain, 1400: 0.5})
+        write(tmp_path, "both", seed, {400: both}, factor=SHIPPED["dfgan"])
+    write(tmp_path, "both", 1, {400: 0.1}, factor=8)
+    write(tmp_path, "vvm", 0, {800: 0.6}, factor=SHIPPED["dfgan"])
+    found = points(tmp_path)
+    assert found["attngan"] == {"before": None}
+    assert found["dfgan"] == {
+        "before": [600.0, 0.25],
+        "plain": [[400, 2, 600.5, 0.61, 0.7071, 0.0141], [1400, 2, 600.5, 0.5, 0.7071, 0.0]],
+        "both": [[400, 2, 600.5, 0.72, 0.7071, 0.0283]],
+        "vvm": [[800, 1, 600.0, 0.6, 0.0, 0.0]],
+    }
+    draw(tmp_path / "figure.png", tmp_path)
+    assert drawn(tmp_path / "figure.png") == found
+    picture = np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"))
+    for arm in ("plain", "both", "vvm"):
+        colour = ImageColor.getrgb(LINES[arm][1])
+        assert (np.abs(picture - np.array(colour, dtype=float)).max(-1) < 40).sum() > 30, arm
+
+
+def test_the_published_figure_shows_the_committed_runs() -> None:
+    assert drawn(tiny.ROOT / "docs" / "results-steps.png") == points(quality.RESULTS)
 
 
 def test_a_grid_that_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
