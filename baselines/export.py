@@ -26,7 +26,8 @@ def export(run: Path, file: Path) -> None:
     trainer = _TRAINERS[options["baseline"]](EasyDict(settings), matcher, torch.device("cpu"), torch.float32)
     trainer.load_state(checkpoint["trainer"])
     notes = {name: options[name] for name in ("seed", "settings", "matcher", "text_fingerprint")}
-    trainer.save_start(file, {**notes, "steps": checkpoint["step"], "with_vlm": bool(options["vlm"])})
+    notes |= {"steps": checkpoint["step"], "with_vlm": bool(options["vlm"])}
+    trainer.save_start(file, notes | {"trained_with": sorted(trainer.read(run).trained_with)})
 
 
 if __name__ == "__main__":

@@ -124,6 +124,26 @@ def unequal(rank, classes):
     return "no error"
 
 
+def ids_on_some(rank):
+    """The error of class ids that the last rank alone has."""
+    _, text, real, groups = rows(0, share(rank, RANKS))
+    try:
+        make_loss()(pictures(len(real)), text, real, class_ids=groups if rank == RANKS - 1 else None)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def outside(group):
+    """The error of a loss whose processes are others."""
+    _, text, real, _ = rows(0, share(0, RANKS))
+    try:
+        make_loss(process_group=group)(pictures(len(real)), text, real)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
 def calls_without_contrastive_terms(rank):
     """How often general terms alone talk to other ranks."""
     calls, original = [], dist.all_gather
@@ -160,6 +180,8 @@ def work(rank, folder):
         found["gather"] = gather_facts(rank)
         found["calls"] = calls_without_contrastive_terms(rank)
         found["unequal"] = [unequal(rank, classes) for classes in (False, True)]
+        found["ids on some"] = ids_on_some(rank)
+        found["outside"] = outside(pairs[1 - rank // 2])
         torch.save(found, f"{folder}/{rank}.pt")
         dist.barrier()
         dist.destroy_process_group()
@@ -258,6 +280,16 @@ def test_batches_of_unequal_size_are_an_error_on_every_rank(found):
         for message in result["unequal"]:
             assert message.startswith("expected the same batch size on every rank")
             assert message.endswith("got 1 to 2")
+
+
+def test_class_ids_on_some_ranks_alone_are_an_error_on_every_rank(found):
+    for result in found:
+        assert result["ids on some"] == "class_ids: expected on every rank or on none, got it on some"
+
+
+def test_a_process_outside_the_group_is_told(found):
+    for rank, result in enumerate(found):
+        assert result["outside"] == f"process_group: expected one that rank {rank} belongs to, got another"
 
 
 def test_general_terms_alone_talk_to_nobody(found):

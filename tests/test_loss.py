@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import subprocess
 import sys
 
@@ -487,6 +488,20 @@ def test_nan_in_real_images_is_refused_and_is_no_check_passed():
     loss(fake, text, real)
 
 
+def test_real_images_are_checked_where_no_term_needs_them():
+    fake, text, real = batch()
+    loss = make_loss(terms=["vlm_global"])
+    loss(fake, text)
+    for wrong, message in (
+        ((real + 1) / 2, r"real: .*image_range \(-1.0, 1.0\), got no negative value"),
+        (real[:-1], "real: expected 4 images as in fake, got 3"),
+        (real[0], r"real: expected shape \(B, 3, H, W\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loss(fake, text, wrong)
+    torch.testing.assert_close(loss(fake, text, real).total, loss(fake, text).total)
+
+
 def test_range_is_checked_once_and_never_on_fakes(monkeypatch):
     loss = make_loss()
     fake, text, real = batch()
@@ -683,6 +698,12 @@ def test_nan_fakes_show():
         ({"image_range": (1, 1)}, ValueError, "image_range: expected"),
         ({"image_range": 1}, (TypeError, ValueError), "image_range: expected"),
         ({"image_range": (0, 1, 2)}, ValueError, "image_range: expected"),
+        ({"lambda_vlm": None}, TypeError, "lambda_vlm: expected a finite number, got NoneType"),
+        ({"lambda_vvm": math.nan}, ValueError, "lambda_vvm: expected a finite number, got nan"),
+        ({"gamma1": "4"}, TypeError, "gamma1: expected a positive, finite number, got str"),
+        ({"gamma2": None}, TypeError, "gamma2: expected a positive, finite number, got NoneType"),
+        ({"gamma3": 0}, ValueError, "gamma3: expected a positive, finite number, got 0"),
+        ({"gamma3_local": math.inf}, ValueError, "gamma3_local: expected a positive, finite number, got inf"),
         ({"vlm": make_vlm()}, ValueError, "vlm: expected either a VLM or the modules image_encoder, scorer"),
         ({"image_encoder": None}, TypeError, "image_encoder: expected a VLM or an image encoder, got NoneType"),
         ({"image_encoder": lambda x: x}, TypeError, "image_encoder: expected a VLM or an image encoder, got function"),

@@ -778,6 +778,8 @@ def bad_images():
         "uint8": ((good * 127 + 127).to(torch.uint8), r"got torch\.uint8$"),
         "0 to 255": (good * 127.5 + 127.5, r"got values from .* to 25\d$"),
         "below -1": (-(good + 1), r"got values from -[12]\.?\d* to .*$"),
+        "not a number": (torch.full_like(good, math.nan), r"got NaN$"),
+        "one is not a number": (torch.where(good == good.max(), math.nan, good), r"got NaN$"),
         "0 to 1": (good / 2 + 0.5, r"got no negative value \(.* to .*\): is this \[0, 1\]\?$"),
         "no batch": (good[0], r"got shape \(3, 8, 8\)$"),
         "channels last": (good.permute(0, 2, 3, 1), r"got shape \(3, 8, 8, 3\)$"),

@@ -19,8 +19,15 @@ from .features import Features
 
 
 def world_size(group: dist.ProcessGroup | None = None) -> int:
-    """Ranks in `group` (the default group when None); 1 when torch.distributed is not initialised."""
-    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+    """Ranks in `group` (the default group when None); 1 when torch.distributed is not initialised.
+
+    Raises:
+        ValueError: this process is none of them.
+    """
+    size = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+    if size < 1:
+        raise ValueError(f"process_group: expected one that rank {dist.get_rank()} belongs to, got another")
+    return size
 
 
 def rank(group: dist.ProcessGroup | None = None) -> int:
@@ -61,22 +68,34 @@ def gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return _Gather.apply(tensor, group)
 
 
-def gather_features(features: Features, group: dist.ProcessGroup | None = None) -> Features:
+def gather_features(features: Features, group: dist.ProcessGroup | None = None, **given: bool) -> Features:
     """Features of every rank, padded to the longest `local` of any rank.
 
+    Args:
+        features: this rank's.
+        group: process group; the default one when None.
+        **given: arguments by name, and whether this rank has them. Ranks must agree, or one would wait for ever for
+            what the others do not send.
+
     Raises:
-        ValueError: ranks hold batches of different sizes.
+        ValueError: ranks hold batches of different sizes, or differ in what they were given.
     """
     if world_size(group) == 1:
         return features
     batch, size = features.mask.shape
-    shape = torch.tensor([batch, -batch, size], device=features.mask.device)
-    dist.all_reduce(shape, op=dist.ReduceOp.MAX, group=group)
-    largest, smallest, longest = int(shape[0]), -int(shape[1]), int(shape[2])
-    if largest != smallest:
+    told = [batch, size, *given.values()]
+    # The largest of each on any rank, and the least: one reduction, read at once, for each read waits for the device.
+    extremes = torch.tensor([*told, *(-number for number in told)], device=features.mask.device)
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
+    most, least = extremes.view(2, -1).tolist()
+    if most[0] != -least[0]:
         raise ValueError(
-            f"expected the same batch size on every rank (drop_last=True in the loader), got {smallest} to {largest}"
+            f"expected the same batch size on every rank (drop_last=True in the loader), got {-least[0]} to {most[0]}"
         )
+    for name, some, all_of_them in zip(given, most[2:], least[2:], strict=True):
+        if some != -all_of_them:
+            raise ValueError(f"{name}: expected on every rank or on none, got it on some")
+    longest = most[1]
     local = F.pad(features.local, (0, 0, 0, longest - size))
     mask = F.pad(features.mask, (0, longest - size))
     return Features(gather(local, group), gather(features.pooled, group), gather(mask, group))

@@ -99,7 +99,7 @@ def mask_from_lengths(lengths: Tensor, size: int, device: torch.device) -> Tenso
             raise ValueError(f"lengths: expected at least one word in every caption, got a length of {low}")
         if high > size:
             raise ValueError(f"lengths: expected at most {size} (the padded length), got {high}")
-    return torch.arange(size, device=device) < lengths.to(device)[:, None]
+    return torch.arange(size, device=device) < lengths.to(device, non_blocking=True)[:, None]
 
 
 def text_features(words: Tensor, sentence: Tensor, lengths: Tensor | None = None) -> Features:

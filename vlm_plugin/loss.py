@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -105,6 +106,12 @@ class DualVLMLoss(nn.Module):
                 "leave them out of `terms`, or train one (vlm-plugin pretrain)"
             )
         image_range = _check_image_range(image_range)
+        for name, value in (("lambda_vvm", lambda_vvm), ("lambda_vlm", lambda_vlm)):
+            _check_number(name, value)
+        for name, value in (("gamma1", gamma1), ("gamma2", gamma2), ("gamma3", gamma3)):
+            _check_number(name, value, positive=True)
+        gamma3_local = gamma2 * gamma3 if gamma3_local is None else gamma3_local
+        _check_number("gamma3_local", gamma3_local, positive=True)
         if scorer is not None and not allow_other_encoders:
             _check_fingerprints(scorer, image_encoder=image_encoder, text_encoder=text_encoder)
         self.image_encoder = image_encoder
@@ -114,7 +121,7 @@ class DualVLMLoss(nn.Module):
         self._vlm = (vlm,)
         self.lambda_vvm, self.lambda_vlm = lambda_vvm, lambda_vlm
         self.gamma1, self.gamma2, self.gamma3 = gamma1, gamma2, gamma3
-        self.gamma3_local = gamma2 * gamma3 if gamma3_local is None else gamma3_local
+        self.gamma3_local = gamma3_local
         self.image_range = image_range
         self.augment = augment
         self.process_group = process_group
@@ -211,9 +218,11 @@ class DualVLMLoss(nn.Module):
             text: the captions' Features, from `encode_text`, `encode_tokens` or `text_features`; may be left out when
                 no vlm term is on.
             real: `(B, 3, H, W)` real images in `image_range`, row i the one that caption i belongs to; may be left out
-                when no vvm term is on. Their values are checked against `image_range` once.
+                when no vvm term is on. Wherever they are given their values are checked against `image_range` once,
+                which is the one guard against generated images of another range: a host with vlm terms alone should
+                pass them at its first step at least.
             class_ids: `(B,)` any integer grouping (tensor, numpy array or list): rows of equal id are no negatives of
-                each other. Without it every other row is a negative.
+                each other. Without it every other row is a negative. On every rank or on none.
 
         Returns:
             `(total, terms)`.
@@ -229,13 +238,14 @@ class DualVLMLoss(nn.Module):
         anchors: dict[str, tuple[Features, str]] = {}
         if self._needs("vlm"):
             anchors["vlm"] = (self._check_text(text, batch, device), "caption")
-        if self._needs("vvm"):
-            if real is None:
-                raise ValueError(f"real: expected images (B, 3, H, W) for the terms {self._needs('vvm')}, got None")
+        if real is not None:
             _check_images("real", real, fake if weight is None else weight)
             if len(real) != batch:
                 raise ValueError(f"real: expected {batch} images as in fake, got {len(real)}")
             self._check_range(real)
+        if self._needs("vvm"):
+            if real is None:
+                raise ValueError(f"real: expected images (B, 3, H, W) for the terms {self._needs('vvm')}, got None")
             with torch.no_grad():
                 anchors["vvm"] = (self._encode(self._to_encoder_range(real)), "image")
         ids = self._check_class_ids(class_ids, batch, device)
@@ -243,8 +253,8 @@ class DualVLMLoss(nn.Module):
         fake = self._to_encoder_range(fake)
         image = self._encode(self.augment(fake) if self.augment is not None else fake)
         contrastive = any(not t.endswith("_general") for t in self.terms)
-        every_image = self._gather(image) if contrastive else image
-        # After the features, whose gathering makes sure that every rank has as many rows.
+        every_image = self._gather(image, class_ids=ids is not None) if contrastive else image
+        # After the features, whose gathering makes sure that every rank has as many rows, and ids or none.
         groups = (ids, distributed.gather(ids, self.process_group)) if contrastive and ids is not None else None
 
         values: dict[str, Tensor] = {}
@@ -293,8 +303,8 @@ class DualVLMLoss(nn.Module):
     def _needs(self, half: str) -> list[str]:
         return [term for term in self.terms if term.startswith(half)]
 
-    def _gather(self, features: Features) -> Features:
-        return distributed.gather_features(features, self.process_group)
+    def _gather(self, features: Features, **given: bool) -> Features:
+        return distributed.gather_features(features, self.process_group, **given)
 
     def _encode(self, images: Tensor) -> Features:
         return check_features(as_features(self.image_encoder(images), "image_encoder"), "image_encoder")
@@ -334,7 +344,7 @@ class DualVLMLoss(nn.Module):
             raise TypeError(f"class_ids: expected integers, got {ids.dtype}")
         if ids.shape != (batch,):
             raise ValueError(f"class_ids: expected shape ({batch},), got {tuple(ids.shape)}")
-        return ids.to(device, torch.int64)
+        return ids.to(device, torch.int64, non_blocking=True)
 
     def _check_range(self, real: Tensor) -> None:
         """Compare real images with `image_range`, until a batch has told: uniform pictures fit any range."""
@@ -384,6 +394,14 @@ def _check_image_range(image_range: tuple[float, float]) -> tuple[float, float]:
     if not low < high:
         raise ValueError(f"image_range: expected (lowest, highest), got {image_range}")
     return low, high
+
+
+def _check_number(name: str, value: float, positive: bool = False) -> None:
+    expected = "a positive, finite number" if positive else "a finite number"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    if not math.isfinite(value) or (positive and value <= 0):
+        raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
 def _first_tensor(*modules: nn.Module) -> Tensor | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -172,6 +173,9 @@ class _PictureMetric(Metric):
         if images.dim() != 4 or images.shape[1] != 3 or not images.numel():
             raise ValueError(f"{expected}, got shape {tuple(images.shape)}")
         least, most = (float(value) for value in torch.aminmax(images.detach()))
+        # Comparisons with NaN are all false: it would pass, and for pictures of the right range, too.
+        if math.isnan(least):
+            raise ValueError(f"{expected}, got NaN")
         if least < -1.02 or most > 1.02:
             raise ValueError(f"{expected}, got values from {least:.3g} to {most:.3g}")
         # As the loss does: pictures in [0, 1] pass for ones in [-1, 1], until a batch with a dark pixel has told.
@@ -259,8 +263,9 @@ class RPrecision(_PictureMetric):
     """Share of pictures whose own caption ranks strictly first among some wrong ones, by cosine of global vectors.
 
     Chance is `1 / candidates`. Which wrong captions a picture gets is drawn without replacement from all that may
-    serve, by `seed` and the number of pictures alone: not by batches, device or number of processes. Cosines within
-    1e-6 of each other are a tie, and a tie is no hit. Where fewer than `candidates - 1` captions may serve, all of them
+    serve, by `seed` and the pictures' number and order alone: not by batches or device. (Several processes have their
+    pictures one after another, so another number of them is another order.) Cosines within 1e-6 of each other are a
+    tie, and a tie is no hit. Where fewer than `candidates - 1` captions may serve, all of them
     do (so what `forward` returns for a small batch is no R-precision of this many candidates). Where none may serve a
     picture, its value is NaN, and so is the mean. Memory grows with the number of pictures, not with its square.
 

@@ -195,6 +195,8 @@ class VLM(nn.Module):
     def save(self, path: str | os.PathLike, *, half: bool = False) -> None:
         """Write everything to one file, which `load` reads without executing code from it.
 
+        A scorer that no training has stamped (see `stamp`) belongs from now on to the encoders it is saved with.
+
         Args:
             path: the file; its folder must exist. Written beside and renamed, so a killed save leaves the old file.
             half: store weights as float16, half the size. The file's fingerprints are those of the rounded weights.

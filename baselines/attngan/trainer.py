@@ -65,7 +65,8 @@ class AttnGAN(Trainer):
                     dual, terms = vlm_loss(fake.images[-1], text, batch.images, class_ids=batch.class_ids)
                     total = total + dual
                 else:
-                    image, classes = self.matcher.encode_image(fake.images[-1]), batch.class_ids.to(self.device)
+                    image = self.matcher.encode_image(fake.images[-1])
+                    classes = batch.class_ids.to(self.device, non_blocking=True)
                     damsm = damsm_loss(image, text, classes, s.damsm.gamma1, s.damsm.gamma2, s.damsm.gamma3)
                     total, terms = total + s.damsm.weight * sum(damsm), damsm._asdict()
             self.update_generator(total)

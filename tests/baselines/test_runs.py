@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tokenize
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -36,10 +37,11 @@ from vlm_plugin.finite import not_finite
 from vlm_plugin.model import fingerprint
 from vlm_plugin.tools import examination, gan, show, training
 from vlm_plugin.tools.drawing import Painter, to_bytes
+from vlm_plugin.tools.evaluate import find_networks
 from vlm_plugin.tools.judge import Judge
-from vlm_plugin.tools.matchers import PACKAGED
+from vlm_plugin.tools.matchers import PACKAGED, marks
 from vlm_plugin.tools.settings import read_config
-from vlm_plugin.tools.trainer import Trainer
+from vlm_plugin.tools.trainer import Trainer, load_weights
 
 CPU = torch.device("cpu")
 
@@ -209,7 +211,7 @@ def test_everything_is_written_and_opens(name: str, finished: Finished) -> None:
     results = results_of(folder)
     manifest = results["manifest"]
     assert manifest["pictures"] == 10
-    assert manifest["trained_with"] == VLM.load(tiny.matcher()).fingerprint
+    assert manifest["trained_with"] == sorted(marks(VLM.load(tiny.matcher())))
     assert manifest["evaluator"]["fingerprint"] == VLM.load(tiny.evaluator()).fingerprint
     assert [row["name"] for row in results["rows"]] == ["real", "before", "after"]
     # Ten captions hold no wrong one for some of the birds.
@@ -897,7 +899,8 @@ def test_a_run_begins_where_another_ended(name: str, exported: bool, finished: F
         assert set(content["weights"]) == {"generator", *BASELINES[name].judges}
         options = options_of(finished.folder)
         kept = {key: options[key] for key in ("seed", "settings", "matcher", "text_fingerprint")}
-        assert content["notes"] == {**kept, "steps": 4, "with_vlm": True}
+        taught = sorted(marks(VLM.load(tiny.matcher())))
+        assert content["notes"] == {**kept, "steps": 4, "with_vlm": True, "trained_with": taught}
     cfg = tiny.config(tmp_path / "tiny.yml", name)
     folder = plain(tmp_path / "runs", cfg, "--generator", source, "--seed", 9, "--steps", 0, name=name)
     assert options_of(folder)["start"] == str(source)
@@ -909,6 +912,37 @@ def test_a_run_begins_where_another_ended(name: str, exported: bool, finished: F
             expected = value.half().float() if exported and value.is_floating_point() else value
             assert torch.equal(found[network][key], expected), f"{network}.{key}"
     assert not any(found[adam]["state"] for adam in ("generator_adam", "discriminator_adam"))
+    # The very matcher that trained the start: a plain run on top makes it no stranger.
+    circular = {name for name, column in results_of(folder)["columns"].items() if column["circular"]}
+    assert circular == {"r_precision_training", "vlms_training"}
+    assert find_networks(folder)[1].trained_with == marks(VLM.load(tiny.matcher()))
+
+
+def test_notes_of_an_earlier_release_name_the_last_matcher(finished: Finished, alone: Finished, tmp_path: Path) -> None:
+    for source, taught in ((finished.folder, True), (alone.folder, alone.folder.name == "00000-attngan")):
+        folder = shutil.copytree(source, tmp_path / source.name)
+        options = options_of(folder)
+        assert options.pop("trained_with") == (sorted(marks(VLM.load(tiny.matcher()))) if taught else [])
+        (folder / "options.json").write_text(json.dumps(options))
+        assert find_networks(folder)[1].trained_with == ({options["matcher"]} if taught else set())
+
+
+def test_networks_from_before_torch_counted_batches(name: str, finished: Finished, tmp_path: Path) -> None:
+    """As torch.load gives them, and a file that still has its versions."""
+    trainer, saved = find_networks(finished.folder)
+    for network, state in saved.weights.items():
+        assert network != "generator" or name != "attngan" or any("num_batches" in key for key in state)
+    state = OrderedDict((k, v) for k, v in saved.weights["generator"].items() if not k.endswith("num_batches_tracked"))
+    state._metadata = trainer.load_generator(saved, "run").state_dict()._metadata
+    torch.save({"netG": state} if name == "dfgan" else state, tmp_path / "old.pth")
+    trainer, old = find_networks(tmp_path / "old.pth")
+    with_all, without = trainer.load_generator(saved, "run"), trainer.load_generator(old, "old.pth")
+    for key, value in with_all.state_dict().items():
+        assert key.endswith("num_batches_tracked") or torch.equal(value, without.state_dict()[key]), key
+    broken = {key: value for key, value in saved.weights["generator"].items() if not key.endswith("running_mean")}
+    if len(broken) < len(saved.weights["generator"]):
+        with pytest.raises(ValueError, match="running_mean is missing"):
+            load_weights(with_all, broken, "old.pth")
 
 
 def test_without_arguments_it_starts_from_the_packaged_generator(

@@ -190,6 +190,15 @@ def test_without_another_split_the_real_pictures_have_no_distance(run: Path, tmp
     assert any(note.startswith("real: no distance") for note in result(there)["notes"])
 
 
+def test_a_first_caption_without_known_words_is_left_out(run: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(tiny.birds(), tmp_path / "birds"))
+    first = open_split(data, "test")[0]
+    text = data / "text" / f"{first.key}.txt"
+    text.write_text("zzz qqq\n" + text.read_text(encoding="utf-8").partition("\n")[2], encoding="utf-8")
+    there = evaluate(run, data, count=4, device="cpu", out=tmp_path / "there")
+    assert any("captions are left out: a matcher knows no word of them" in note for note in result(there)["notes"])
+
+
 def test_circular_where_the_evaluator_trained_the_generator(run: Path) -> None:
     there = evaluate(run, count=10, device="cpu", evaluator=tiny.matcher(), out=run.parent / "own")
     columns = result(there)["columns"]
@@ -233,7 +242,7 @@ def test_a_checkpoint_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pyte
     there = evaluate(start, tiny.birds(), count=4, device="cpu")
     assert there == Path("runs/00000-dfgan-evaluation")
     assert result(there)["manifest"]["ema"] is None
-    assert result(there)["manifest"]["trained_with"] is None
+    assert result(there)["manifest"]["trained_with"] == []
     assert result(there)["rows"][-1]["name"] == "birds.pt"
 
 

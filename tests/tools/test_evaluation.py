@@ -19,6 +19,7 @@ from vlm_plugin.metrics import mean_and_spread
 from vlm_plugin.tools import evaluation
 from vlm_plugin.tools.evaluation import Inception, Named, Table, frechet_distance, items, subject
 from vlm_plugin.tools.judge import Judge, attribute_accuracy
+from vlm_plugin.tools.matchers import marks
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Frechet distance
@@ -110,6 +111,7 @@ def table(trained_with: str | None = None, judge: bool = True, scorer: bool = Tr
     matcher = Named("trained.vlm.pt", tiny.build_matcher(scorer=scorer))
     evaluator = matcher if own else Named("other.vlm.pt", tiny.build_matcher(seed=9, scorer=scorer))
     trained_with = matcher.vlm.fingerprint if trained_with == "matcher" else trained_with
+    trained_with = () if trained_with is None else [trained_with]
     judging = Judge.load(tiny.judge()) if judge else None
     return Table(about, batches(drawn(2)), evaluator, matcher, trained_with, judging)
 
@@ -229,6 +231,24 @@ def test_circular_columns_are_marked_and_only_they(trained_with: str | None, jud
     assert text.count("circular: this matcher trained the generator") == len(circular)
     assert "20 captions" in text
     assert evaluation.NO_INCEPTION in text
+
+
+def test_a_matcher_that_sees_with_the_trainers_eyes_is_circular_too() -> None:
+    """Another scorer, or none, on the image encoder that the generator was trained to please."""
+    records = open_split(tiny.birds(), "test")
+    about = subject(records, items([10] * 20, 20), None)
+    trained, judging, blind = tiny.build_matcher(), tiny.build_matcher(scorer=False), tiny.build_matcher(seed=9)
+    assert trained.fingerprint != judging.fingerprint
+    blind.text_encoder.load_state_dict(trained.text_encoder.state_dict())
+    for taught in ({trained.fingerprint}, marks(trained)):
+        result = Table(about, batches(drawn(2)), Named("judge", judging), Named("trained", trained), taught)
+        assert {name for name, column in result.columns.items() if column.circular} == set(result.columns)
+    # Without the matcher beside it, by what later notes say.
+    assert (
+        Table(about, batches(drawn(2)), Named("judge", judging), None, marks(trained)).columns["r_precision"].circular
+    )
+    # Who shares the text encoder alone sees for itself.
+    assert not Table(about, batches(drawn(2)), Named("other", blind), None, marks(trained)).columns["vlms"].circular
 
 
 def test_a_matcher_without_scorer_has_no_vlms() -> None:

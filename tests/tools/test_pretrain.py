@@ -572,6 +572,8 @@ def test_a_finished_matcher_is_left_alone_and_anything_else_refused(
     assert capsys.readouterr().out == f"{out}: finished already\n"
     with pytest.raises(ValueError, match=r"out: .*a\.vlm\.pt, made otherwise \(batch: 13 there, 12 here\): "):
         pretrain(tiny.birds(), out, **{**options, "batch": 12})
+    with pytest.raises(ValueError, match=r"made otherwise \(half: False there, True here\)"):
+        pretrain(tiny.birds(), out, **options, half=True)
     other = Path(shutil.copytree(tiny.birds(), tmp_path / "elsewhere" / "birds"))
     (other / "text" / f"{open_split(other, 'train')[0].key}.txt").write_text("a blue bird\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"made otherwise \(pictures: '\w+' there, '\w+' here\)"):

@@ -44,6 +44,14 @@ class Painter:
         self._draw, self._matcher, self._noise_dim = draw, matcher, noise_dim
         self.seed, self.truncation = seed, truncation
 
+    @property
+    @torch.no_grad()
+    def size(self) -> int:
+        """Side S of the pictures."""
+        noise = self._noise(0)[None].to(self._matcher.device)
+        word = torch.ones(1, 1, dtype=torch.int64)
+        return self._draw(noise, self._matcher.encode_tokens(word, word[0])).shape[-1]
+
     def all(self, captions: Sequence[str], batch: int = 50) -> Iterator[Tensor]:
         """Batches `(B, 3, S, S)` in [-1, 1] on the CPU, picture i drawn from caption i."""
         for start in range(0, len(captions), batch):

@@ -21,7 +21,7 @@ from vlm_plugin.tools.drawing import Painter
 from vlm_plugin.tools.evaluation import Inception, Named
 from vlm_plugin.tools.examination import Examination, choose_evaluator
 from vlm_plugin.tools.gan import BIRDS, BIRDS_FOLDER
-from vlm_plugin.tools.matchers import load_matcher
+from vlm_plugin.tools.matchers import load_matcher, marks
 from vlm_plugin.tools.pictures import to_image
 from vlm_plugin.tools.trainer import Saved, Trainer, scaled
 
@@ -93,14 +93,13 @@ def evaluate(
     matcher = Named(Path(name).name, conditioning)
     examiner = choose_evaluator(evaluator, truth, matcher)
     examiner.vlm.to(place)
-    trained_with = saved.trained_with or (conditioning.fingerprint if trainer.learns_from_matcher else None)
+    trained_with = saved.trained_with or (marks(conditioning) if trainer.learns_from_matcher else frozenset())
 
     painter = painter_of(generator, saved, conditioning, seed=seed, truncation=truncation)
     records = open_split(data, split)
-    size = painter.some([records[0].captions[0]], [0]).shape[-1]
     others = _others(data, split)[-min(count or len(records), len(records)) :]
     examination = Examination(
-        data, records, others, size, examiner,
+        data, records, others, painter.size, examiner,
         matcher=matcher, trained_with=trained_with, truth=truth, split=split, count=count, batch=batch, seed=seed,
         inception=None if inception is None else Inception(inception).to(place),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from vlm_plugin.features import Features
 from vlm_plugin.metrics import VLMS, AttributeAccuracy, RPrecision, different_groups
 from vlm_plugin.model import VLM, fingerprint
 from vlm_plugin.tools.judge import Judge
+from vlm_plugin.tools.matchers import marks
 
 CANDIDATES, FOLDS = 100, 10
 _CHUNK = 100
@@ -200,7 +201,7 @@ class Table:
         reference: batches of real pictures in [-1, 1] that distances are measured to.
         evaluator: the matcher that scores.
         matcher: the matcher of the training, scored by beside the evaluator where it is another one; None if unknown.
-        trained_with: the fingerprint of the matcher that trained the generator, or None: its own scores are circular.
+        trained_with: `marks` of the matchers that trained the generator: their own scores are circular.
         judge: the birds' attribute classifier; None for other data.
         inception: Inception with its weights; None where there are none.
         seed: draws wrong captions and folds.
@@ -217,7 +218,7 @@ class Table:
         reference: Iterable[Tensor],
         evaluator: Named,
         matcher: Named | None = None,
-        trained_with: str | None = None,
+        trained_with: Collection[str] = (),
         judge: Judge | None = None,
         inception: Inception | None = None,
         seed: int = 0,
@@ -238,7 +239,7 @@ class Table:
         self.scores: dict[str, Tensor] = {}
         self._reference = self._look(reference)
 
-    def _columns(self, trained_with: str | None) -> dict[str, Column]:
+    def _columns(self, trained_with: Collection[str]) -> dict[str, Column]:
         columns: dict[str, Column] = {}
         if self.judge is not None:
             judge = f"judge {fingerprint(self.judge)}"
@@ -247,8 +248,11 @@ class Table:
         ranking = f"own caption first of {'' if self._candidates == CANDIDATES else 'at least '}{self._candidates}"
         if self._candidates == 1:
             ranking = "none, for a picture has no wrong caption among these"
+        seen = {suffix: marks(reader.vlm) for suffix, reader in self._readers}
+        # An earlier release's notes have the fingerprint of the whole matcher alone.
+        taught = set(trained_with).union(*(own for own in seen.values() if not own.isdisjoint(trained_with)))
         for suffix, reader in self._readers:
-            circular = trained_with == reader.vlm.fingerprint
+            circular = not seen[suffix].isdisjoint(taught)
             by = f"{'matcher' if suffix else 'evaluator'} {reader.name} {reader.vlm.fingerprint}"
             whose = ", own matcher" if suffix else ""
             columns[f"r_precision{suffix}"] = Column(f"R-precision{whose}", by, ranking, circular=circular)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Examination:
         image_size: side of the generated pictures.
         evaluator: the matcher that scores.
         matcher: the matcher of the training, or None.
-        trained_with: the fingerprint of the matcher that trained the generator, or None.
+        trained_with: see `Table`.
         truth: attributes of synthetic birds: with them the packaged judge scores too.
         split: name of the split.
         count: captions evaluated; all when left out.
@@ -54,7 +54,7 @@ class Examination:
         evaluator: Named,
         *,
         matcher: Named | None = None,
-        trained_with: str | None = None,
+        trained_with: Collection[str] = (),
         truth: BirdTruth | None = None,
         split: str = "test",
         count: int | None = None,
@@ -150,7 +150,7 @@ class Examination:
             "image_size": self.images.image_size, "resize": RESIZE, "seed": self.seed,
             "candidates": CANDIDATES, "folds": FOLDS,
             "evaluator": {"name": evaluator.name, "fingerprint": evaluator.vlm.fingerprint},
-            "generator": fingerprint(generator), "trained_with": self._trained_with,
+            "generator": fingerprint(generator), "trained_with": sorted(self._trained_with),
             "judge": None if judge is None else fingerprint(judge),
             "inception": None if inception is None else inception.checksum,
             **more, "device": str(evaluator.vlm.device), "versions": training.versions(),

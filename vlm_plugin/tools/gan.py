@@ -20,7 +20,7 @@ from vlm_plugin.data.dataset import BadSampleError, Batch, Collate
 from vlm_plugin.finite import not_finite
 from vlm_plugin.model import fingerprint
 from vlm_plugin.tools import training
-from vlm_plugin.tools.matchers import PACKAGED, load_matcher
+from vlm_plugin.tools.matchers import PACKAGED, load_matcher, marks
 from vlm_plugin.tools.sampling import read_captions, sample
 from vlm_plugin.tools.settings import read_config
 from vlm_plugin.tools.show import Show
@@ -187,6 +187,9 @@ def _run(
         _say(f"beginning from {options['start']}: {', '.join(taken)}")
     if not saved:
         run_folder = training.shared_run_folder(arguments.out or RUNS, f"{name}{'-vlm' if vlm_loss else ''}")
+    # By what trained the networks that it began from as well; an earlier release did not keep it.
+    taught = trainer.trained_with | (marks(matcher) if vlm_loss or trainer.learns_from_matcher else frozenset())
+    options["trained_with"] = options.get("trained_with") or sorted(taught)
     left_out = training.LeftOut(run_folder / "skipped.txt", keep=bool(saved))
     show = Show(run_folder, data, truth, matcher, options, settings, trainer, left_out)
     begun = _begun(records, show)

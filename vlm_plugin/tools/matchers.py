@@ -40,6 +40,12 @@ def load_matcher(name: str, data: Path | None = None, device: torch.device | str
     raise ValueError(f"{path}: expected a {what}, got something else")
 
 
+def marks(vlm: VLM) -> frozenset[str]:
+    """Fingerprints by which a matcher is known again as the one that trained a generator: its own and its image
+    encoder's, for what fools the latter fools every matcher that sees with it."""
+    return frozenset({vlm.fingerprint, model.fingerprint(vlm.image_encoder)})
+
+
 def damsm_pair(text_encoder: Path, data: Path | None) -> VLM:
     """A matcher without scorer from a published DAMSM text encoder and what belongs to it.
 

@@ -387,7 +387,7 @@ def pretrain(
     """Train a matcher and write it to `out`; the same call again goes on after a kill, and leaves a finished one alone.
 
     A new matcher's vocabulary has the words of the train and of the held-out captions, as those of the published
-    pipelines do. Words of the latter alone keep the vectors that they began with. A picture's captions without any
+    pipelines do. No picture trains the vectors of words of the latter alone. A picture's captions without any
     known word are passed over.
 
     Args:
@@ -407,7 +407,7 @@ def pretrain(
         half: store the weights as float16.
         seed: decides initial weights, order and negatives.
         device: "cuda", "cpu"; the GPU when left out, where there is one.
-        precision: "auto", "float32" or "bfloat16".
+        precision: "auto", "float32" or "bfloat16"; a resumed run may have another, as another machine may.
         skip_bad: leave out pictures that cannot be read, and those without a caption of known words, and list them in
             `out` + ".skipped.txt". A run that began so goes on so.
 
@@ -456,6 +456,7 @@ def pretrain(
     settings = {
         "data": Path(data).name, "encoder": encoder, "epochs": epochs, "batch": batch, "embed_dim": vlm.embed_dim,
         "image_size": image_size, "learning_rate": learning_rate, "image_weights": image_weights, "seed": seed,
+        "half": half,
     }  # fmt: skip
     if damsm is not None:
         # The contents as well: another pair, or a pair of another vocabulary, may lie in files of the same names.
@@ -482,9 +483,9 @@ def pretrain(
     left_out = training.LeftOut(out.with_name(out.name + ".skipped.txt"), keep=state_file.is_file())
     if state_file.is_file():
         state = torch.load(state_file, map_location="cpu", weights_only=True)
-        if state["settings"] != settings:
+        if difference := _difference(state["settings"], settings):
             raise ValueError(
-                f"{state_file}: an unfinished run with other settings ({_difference(state['settings'], settings)}): "
+                f"{state_file}: an unfinished run with other settings ({difference}): "
                 f"finish it with those, or delete the file and {out.name}"
             )
         if state.get("pictures", pictures) != pictures:
@@ -670,6 +671,8 @@ def _sentence(results: dict[str, float], ceiling: float, pool: int) -> str:
 
 
 def _difference(old: dict, new: dict) -> str:
+    # An earlier release did not keep this one.
+    old = {"half": new["half"], **old}
     return ", ".join(
         f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in {**old, **new} if old.get(k) != new.get(k)
     )

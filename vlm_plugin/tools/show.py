@@ -42,7 +42,6 @@ class Show:
         self.skip_bad, self.size = options["skip_bad"], trainer.image_size
         self._trainer = trainer
         named = Named(Path(options["vlm"] or options["text_encoder"]).name, matcher)
-        circular = options["vlm"] or trainer.learns_from_matcher
         evaluator = choose_evaluator(None, truth, named)
         evaluator.vlm.to(matcher.device)
         # Now and not at the end: a missing file should not cost a whole run.
@@ -52,7 +51,7 @@ class Show:
         if distributed.rank() == 0:
             self.examination = Examination(
                 data, self.records, others, self.size, evaluator, matcher=named,
-                trained_with=matcher.fingerprint if circular else None, truth=truth, count=count,
+                trained_with=options["trained_with"], truth=truth, count=count,
             )  # fmt: skip
         # The noise of one seed whatever the run's: runs of several seeds are compared at the same noise.
         self.painter = Painter(trainer.sample, matcher, trainer.noise_dim)

@@ -37,8 +37,9 @@ class Saved(NamedTuple):
     """Words kept of a caption; None for as many as the text encoder's own file says."""
     data: Path | None = None
     """Folder of the captions, which may hold that text encoder's vocabulary."""
-    trained_with: str | None = None
-    """Fingerprint of the matcher whose loss trained the generator: its scores of it are circular."""
+    trained_with: frozenset[str] = frozenset()
+    """`marks` of every matcher whose loss trained the generator, in this run or in one that it began from: their scores
+    of it are circular."""
 
     def check(self, matcher: VLM, where: str) -> None:
         """Refuse a text encoder that the generator was not trained with.
@@ -69,6 +70,7 @@ class Trainer(abc.ABC):
     Attributes:
         name: stands in the files that `save_start` writes.
         learns_from_matcher: the matcher trains the generator in plain runs too, so that its scores are circular there.
+        trained_with: of the networks that `load_start` took, see `Saved`.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Trainer(abc.ABC):
         dtype: torch.dtype,
     ) -> None:
         self.noise_dim, self.image_size, self.device, self.dtype = noise_dim, image_size, device, dtype
+        self.trained_with: frozenset[str] = frozenset()
         self.ema, self.seed = settings.ema, int(torch.initial_seed() % 2**31)
         self.normalise_text = settings.normalise_text
         self.generator = self._place(generator)
@@ -191,6 +194,7 @@ class Trainer(abc.ABC):
         for name, state in taken.items():
             networks[name].load_state_dict(state)
         self.average.load_state_dict(self.generator.state_dict())
+        self.trained_with = saved.trained_with
         return list(taken)
 
     @classmethod
@@ -216,10 +220,9 @@ class Trainer(abc.ABC):
         with _whole(path):
             notes = content["notes"]
             weights = _state_dicts(content["weights"], path)
-            teaches = notes.get("with_vlm") or cls.learns_from_matcher
             return Saved(
                 weights, notes["settings"]["normalise_text"], PACKAGED, notes["text_fingerprint"],
-                trained_with=notes.get("matcher") if teaches else None,
+                trained_with=cls._trained_with(notes, notes.get("with_vlm")),
             )  # fmt: skip
 
     @classmethod
@@ -234,7 +237,7 @@ class Trainer(abc.ABC):
             matcher = options["vlm"] or options["text_encoder"]
             told = options["settings"]["normalise_text"], matcher, options["text_fingerprint"], options["max_words"]
             data = Path(options["data"]) if options["data"] else None
-            trained_with = options.get("matcher") if options["vlm"] or cls.learns_from_matcher else None
+            trained_with = cls._trained_with(options, options["vlm"])
         file = path / "checkpoint.pt"
         content = read_file(file, "checkpoint")
         with _whole(file):
@@ -243,6 +246,12 @@ class Trainer(abc.ABC):
             if averaged:
                 weights["generator"] = average
             return Saved(_state_dicts(weights, file), *told, data, trained_with)
+
+    @classmethod
+    def _trained_with(cls, notes: Mapping[str, Any], with_vlm: object) -> frozenset[str]:
+        """What notes say of the matchers that trained; those of an earlier release name the last run's alone."""
+        last = [notes["matcher"]] if (with_vlm or cls.learns_from_matcher) and notes.get("matcher") else []
+        return frozenset(notes.get("trained_with", last))
 
     @classmethod
     def load_generator(cls, saved: Saved, where: str) -> nn.Module:
@@ -315,10 +324,12 @@ def check_weights(network: nn.Module | None, state: Mapping[str, Tensor], where:
         where: names them in messages.
 
     Raises:
-        ValueError: names or shapes differ; the first few are listed.
+        ValueError: names or shapes differ; the first few are listed. A BatchNorm's counter may be missing, as torch
+            itself allows: files from before torch 0.4.1 have none.
     """
     expected = {} if network is None else network.state_dict()
-    problems = [f"{name} is missing" for name in expected if name not in state]
+    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    problems = [f"{name} is missing" for name in missing]
     problems += [f"{name} is unknown" for name in state if name not in expected]
     problems += [
         f"{name} has shape {tuple(state[name].shape)} instead of {tuple(value.shape)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -27,6 +28,8 @@ from vlm_plugin.data.dataset import BadSampleError
 
 # Samples drawn in the place of one that cannot be used.
 _ATTEMPTS = 100
+# How long ranks wait for one of them.
+_PATIENCE = datetime.timedelta(hours=3)
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -77,7 +80,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def join_ranks(device: torch.device) -> None:
     """Join the other processes when started by torchrun; does nothing otherwise."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # The first rank makes tables and pictures while the others wait: with NCCL ten minutes, unless told otherwise.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
 
 
 def leave_ranks() -> None:
