@@ -562,6 +562,10 @@ def refused(*words: object, name: str = "dfgan") -> str:
         ("dfgan", {"evaluated": 1}, "evaluated: expected at least 2, got 1"),
         ("dfgan", {"ema": 2.0}, "ema: expected a number from 0 to 1, got 2.0"),
         ("dfgan", {"ema": -0.1}, "ema: expected a number from 0 to 1, got -0.1"),
+        ("dfgan", {"workers": "two"}, "workers: expected null, or a whole number from 0 up, got 'two'"),
+        ("attngan", {"workers": -1}, "workers: expected null, or a whole number from 0 up, got -1"),
+        ("dfgan", {"adam_betas": [0.0, 1.9]}, "adam_betas: expected two numbers from 0 to below 1, got [0.0, 1.9]"),
+        ("dfgan", {"generator_lr": -1.0}, "generator_lr: expected a number from 0 up, got -1.0"),
         ("dfgan", {"vlm__lambda_vlm": float("nan")}, "tiny.yml: vlm.lambda_vlm: expected a value like 0.8, got nan"),
         ("dfgan", {"vlm__terms": ["vlm_loud"]}, "terms: expected names of"),
         ("dfgan", {"vlm__terms": []}, "terms: expected at least one of"),
@@ -632,12 +636,78 @@ def test_resume_wants_a_run_and_nothing_else(name: str, alone: Finished, tmp_pat
     assert "nowhere: expected a run's folder" in refused("--resume", tmp_path / "nowhere")
     (tmp_path / "options.json").write_text("{}", encoding="utf-8")
     assert "expected a run's folder with checkpoint.pt" in refused("--resume", tmp_path)
-    given = ("--vlm", "--seed", 0, "--batch", 4, "--data", ".", "--text-encoder", "x", "--generator", "y")
-    given = (*given, "--from-scratch", "--out", "runs")
+    given = ("--seed", 0, "--batch", 4, "--generator", "y", "--from-scratch", "--out", "runs", "--cfg", "z.yml")
     message = refused("--resume", alone.folder, *given, name=name)
-    assert "leave out --vlm, --data, --out, --batch, --seed, --text-encoder, --generator, --from-scratch" in message
+    assert "leave out --cfg, --out, --batch, --seed, --generator, --from-scratch" in message
+    message = refused("--resume", alone.folder, "--vlm", name=name)
+    assert f"--vlm: {alone.folder} was begun without: its matcher is --text-encoder {tiny.matcher()}" in message
     other = next(other for other in BASELINES if other != name)
     assert f"--resume {alone.folder}: a run of {name}" in refused("--resume", alone.folder, name=other)
+
+
+def test_a_run_goes_on_where_its_data_and_its_matcher_have_moved(tmp_path: Path) -> None:
+    data, matcher = shutil.copytree(tiny.birds(), tmp_path / "birds"), shutil.copy(tiny.matcher(), tmp_path / "m.pt")
+    cfg, out = tiny.config(tmp_path / "tiny.yml"), ("--out", tmp_path / "runs")
+    folder = run("--data", data, *out, "--cfg", cfg, "--vlm", matcher, "--steps", 1)
+    data, matcher = data.rename(tmp_path / "moved"), matcher.rename(tmp_path / "moved.pt")
+    assert "birds: expected a data folder, found no such folder" in refused("--resume", folder, "--steps", 2)
+    assert "started with the matcher" in refused("--resume", folder, "--data", data, "--vlm", tiny.evaluator())
+    run("--resume", folder, "--data", data, "--vlm", matcher, "--steps", 2)
+    assert checkpoint(folder)["step"] == 2
+    run("--resume", folder, "--steps", 3)  # they are remembered
+    assert options_of(folder)["data"] == str(data)
+    assert options_of(folder)["vlm"] == str(matcher)
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "options.json", "before.pt"])
+@pytest.mark.parametrize("damage", [b"", b"half of it"])
+def test_damaged_files_of_a_run_are_named(alone: Finished, file: str, damage: bytes, tmp_path: Path) -> None:
+    folder = shutil.copytree(alone.folder, tmp_path / "run")
+    (folder / file).write_bytes(damage)
+    baseline = options_of(alone.folder)["baseline"]
+    seen = Seen(baseline)
+    with pytest.raises(SystemExit, match=rf"^{baseline}: {folder / file}: "):
+        run("--resume", folder, "--steps", 9, name=baseline, build=seen.build)
+    assert not seen.batches
+
+
+def test_a_run_without_what_it_drew_before_goes_on(tmp_path: Path) -> None:
+    folder = plain(tmp_path / "runs", tiny.config(tmp_path / "tiny.yml"), "--steps", 1)
+    (folder / "before.pt").unlink()
+    run("--resume", folder, "--steps", 2)
+    assert [row["name"] for row in results_of(folder)["rows"]] == ["real", "after"]
+
+
+def test_other_data_wants_a_matcher_of_its_own(tmp_path: Path) -> None:
+    """The packaged one would read hardly a word of them, and nothing would show it before the end."""
+    data = shutil.copytree(tiny.birds(), tmp_path / "pictures")
+    (data / "attributes.json").unlink()
+    given = ("--data", data, "--cfg", tiny.config(tmp_path / "tiny.yml"), "--out", tmp_path / "runs")
+    for words in ((), ("--vlm",)):
+        message = refused(*given, *words)
+        assert f"--data {data}: expected with it a matcher of its words (--vlm FILE, or --text-encoder FILE" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_unknown_words_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg, out = tiny.config(tmp_path / "tiny.yml"), tmp_path / "runs"
+    plain(out, cfg, "--steps", 0)
+    assert "are unknown to" not in capsys.readouterr().out
+    data = shutil.copytree(tiny.birds(), tmp_path / "pictures")
+    (data / "attributes.json").unlink()
+    for text in data.glob("text/**/*.txt"):
+        text.write_text("a zzz bird qqq\n" * 10, encoding="utf-8")
+    run("--data", data, "--text-encoder", tiny.matcher(), "--out", out, "--cfg", cfg, "--steps", 0)
+    assert "50% of the words in 40 captions are unknown to the matcher" in capsys.readouterr().out
+
+
+def test_a_folder_for_a_run_that_cannot_begin_is_taken_back(tmp_path: Path) -> None:
+    data = shutil.copytree(tiny.birds(), tmp_path / "pictures")
+    picture = open_split(data, "test")[0].image
+    picture.write_bytes(b"no picture")
+    given = ("--data", data, "--text-encoder", tiny.matcher(), "--cfg", tiny.config(tmp_path / "tiny.yml"))
+    assert f"{picture}: expected a picture" in refused(*given, "--out", tmp_path / "runs")
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_resume_wants_the_matcher_of_the_start(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from vlm_plugin.data import CaptionedImages, Record, Records, collate, open_split
-from vlm_plugin.data.dataset import BadSampleError, Collate, MissingPictureError, caption_id, load_image
+from vlm_plugin.data.dataset import Collate, caption_id, load_image
+from vlm_plugin.data.records import BadSampleError, MissingPictureError
 from vlm_plugin.vocabulary import Vocabulary
 
 

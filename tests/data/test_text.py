@@ -56,7 +56,7 @@ def test_captions_are_stripped_and_otherwise_exact(tmp_path: Path) -> None:
     path.write_bytes(b"\n \r\n")
     found: list[Problem] = []
     assert caption_lines(path, found.append) == ()
-    assert found == [Problem(str(path), "expected at least one caption, got an empty file")]
+    assert found == [Problem(str(path), "expected at least one caption, got an empty file", picture=True)]
 
 
 @pytest.mark.parametrize(

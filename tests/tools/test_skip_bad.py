@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,13 @@ import torch
 from PIL import Image
 
 from baselines.dfgan.trainer import DFGAN
+from baselines.export import export
 from vlm_plugin import VLM, ConvEncoder
 from vlm_plugin.data import BirdTruth, CaptionedImages, open_split
-from vlm_plugin.data.dataset import BadSampleError
+from vlm_plugin.data.records import BadSampleError
 from vlm_plugin.tools import gan, pretrain, show, training
 from vlm_plugin.tools.cli import main
+from vlm_plugin.tools.evaluate import evaluate
 from vlm_plugin.tools.pretrain import Evaluator, Pairs, collate_pairs
 
 CPU = torch.device("cpu")
@@ -252,7 +255,7 @@ def test_nothing_but_bad_pictures_ends_the_run_all_the_same(data: Path, begin: C
 
 
 def test_bad_pictures_of_the_test_split(
-    data: Path, begin: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    data: Path, begin: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     bad, key = truncate(data, "test", 4), say_nothing(data, "test", 6)
     seen = Seen()
@@ -267,6 +270,19 @@ def test_bad_pictures_of_the_test_split(
     assert results["manifest"]["pictures"] == 8
     assert lines(folder / "skipped.txt") == sorted([str(bad), key])
     assert torch.load(folder / "before.pt", weights_only=True)["pictures"].shape[0] == 8
+    # A later evaluation leaves out what the run's own did, and one of other networks when it is told to.
+    again = evaluate(folder, out=tmp_path / "again", count=8, device="cpu")
+    content = json.loads((again / "evaluation.json").read_text(encoding="utf-8"))
+    assert content["manifest"]["data_digest"] == results["manifest"]["data_digest"]
+    assert f"1 of the split's pictures are left out, as they cannot be read (the first: {bad})" in content["notes"]
+    start = tmp_path / "start.pt"
+    export(folder, start)
+    words = {"text_encoder": str(tiny.matcher()), "device": "cpu"}
+    with pytest.raises(BadSampleError, match=str(bad)):
+        evaluate(start, data, out=tmp_path / "stopped", **words)
+    truncate(data, "train", 39)
+    there = evaluate(start, data, out=tmp_path / "there", count=8, skip_bad=True, **words)
+    assert json.loads((there / "evaluation.json").read_text(encoding="utf-8"))["manifest"]["pictures"] == 8
 
 
 def test_the_real_pictures_of_the_train_split_that_the_table_takes(
@@ -290,6 +306,51 @@ def test_one_test_picture_has_no_distance(data: Path, begin: Callable[..., Path]
         assert ("frechet_distance" in row["values"]) == (left == 2)
         assert "vlms" in row["values"]
     assert (folder / "samples.png").exists()
+
+
+def pairs(folder: Path, captions: dict[str, str]) -> Path:
+    """Pictures with a file of captions beside each."""
+    pictures = [record.image for record in open_split(tiny.birds(), "train")]
+    for split, part in (("train", pictures[:12]), ("test", pictures[12:20])):
+        (folder / split).mkdir(parents=True)
+        for number, picture in enumerate(part):
+            shutil.copy(picture, folder / split / f"{number:02d}{picture.suffix}")
+            (folder / split / f"{number:02d}.txt").write_text("a small red bird\n", encoding="utf-8")
+    for name, text in captions.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_what_no_caption_can_be_read_of_is_left_out_as_well(
+    data: Path, begin: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Found by the reader of the layout, before any picture is opened."""
+    shutil.rmtree(data)
+    pairs(data, {"train/03.txt": "", "test/05.txt": "\n"})
+    shutil.copy(data / "train" / "04.jpg", data / "train" / "05.png")
+    (data / "train" / "07.txt").unlink()
+    bad = sorted(str(data / name) for name in ("train/03.txt", "test/05.txt", "train/05.png", "train/07.txt"))
+    with pytest.raises(SystemExit, match=rf"^dfgan: {data}/train/\d\d\.\w\w\w: expected .*{re.escape(HINT)}$"):
+        begin("stopped")
+    folder = begin("runs", "--skip-bad")
+    assert lines(folder / "skipped.txt") == bad
+    assert json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["manifest"]["pictures"] == 7
+    assert command(data, tmp_path / "m.vlm.pt") == 2
+    assert command(data, tmp_path / "m.vlm.pt", "--skip-bad") == 0
+    assert lines(tmp_path / "m.vlm.pt.skipped.txt") == bad
+
+
+def test_what_is_wrong_with_the_folder_is_no_picture_to_leave_out(data: Path) -> None:
+    (data / "train" / "class_info.pickle").write_bytes(pickle.dumps([1]))
+    with pytest.raises(ValueError, match=r"class_info\.pickle") as stop:
+        training.open_records(data, "train", skip_bad=True)
+    assert not isinstance(stop.value, BadSampleError)
+
+
+def test_a_split_without_any_captions_is_an_error(tmp_path: Path) -> None:
+    folder = pairs(tmp_path / "pairs", {f"test/{number:02d}.txt": "" for number in range(8)})
+    with pytest.raises(BadSampleError, match=r"00\.txt: expected at least one caption, got an empty file"):
+        training.open_records(folder, "test", skip_bad=True)
 
 
 def test_sampling_does_not_take_it() -> None:

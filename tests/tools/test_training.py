@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from vlm_plugin.data import CaptionedImages, collate, open_split
-from vlm_plugin.data.dataset import BadSampleError, Batch, Sample
+from vlm_plugin.data.dataset import Batch, Sample
+from vlm_plugin.data.records import BadSampleError
 from vlm_plugin.finite import not_finite
 from vlm_plugin.tools import training
 

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vlm_plugin.data.records import Record
+from vlm_plugin.data.records import BadSampleError, MissingPictureError, Record, bad
 from vlm_plugin.vocabulary import MAX_WORDS, Vocabulary
 
 # Pictures are resized to 76/64 of the wanted size and cropped, as StackGAN, AttnGAN and DF-GAN do.
@@ -34,27 +34,6 @@ _TURNS = {
 # 16-bit grey values (0 to 65535) to one of 8 bits.
 _TO_8_BITS = 257
 _SHOWN = 60
-
-
-class BadSampleError(ValueError):
-    """A sample that cannot be used, through no fault of the program: training may leave it out and go on.
-
-    Attributes:
-        where: the picture's file, or its key where the captions are to blame.
-    """
-
-    where: str = ""
-
-
-class MissingPictureError(FileNotFoundError, BadSampleError):
-    """A picture that is not there."""
-
-
-def _bad(where: object, what: str, kind: type[BadSampleError] = BadSampleError) -> BadSampleError:
-    # One argument and an attribute: so the error survives pickling, and torch can make it anew in the main process.
-    error = kind(f"{where}: {what}")
-    error.where = str(where)
-    return error
 
 
 class Sample(NamedTuple):
@@ -163,7 +142,7 @@ class CaptionedImages(Dataset[Sample]):
     def _usable(self, record: Record) -> list[int]:
         """Numbers of the captions that can be used."""
         if not record.captions:
-            raise _bad(record.key, "expected at least one caption, got none")
+            raise bad(record.key, "expected at least one caption, got none")
         numbers = [
             i for i, caption in enumerate(record.captions) if self.vocabulary is None or _says(caption, self.vocabulary)
         ]
@@ -222,11 +201,11 @@ def load_image(path: Path, box: tuple[float, float, float, float] | None = None)
         with Path(path).open("rb") as file:
             image = _read(path, file)
     except (FileNotFoundError, NotADirectoryError):
-        raise _bad(path, "expected a picture, found no such file", MissingPictureError) from None
+        raise bad(path, "expected a picture, found no such file", MissingPictureError) from None
     except IsADirectoryError:
-        raise _bad(path, "expected a picture, found a folder") from None
+        raise bad(path, "expected a picture, found a folder") from None
     except PermissionError as error:
-        raise _bad(path, f"expected a picture that may be read, got {error.strerror}") from None
+        raise bad(path, f"expected a picture that may be read, got {error.strerror}") from None
     if box is not None:
         image = image.crop(_around(path, box, image.width, image.height))
     return image
@@ -238,19 +217,19 @@ def _read(path: Path, file: BinaryIO) -> Image.Image:
         with Image.open(file) as image:
             # Up to twice its limit PIL itself only warns.
             if limit is not None and image.width * image.height > limit:
-                raise _bad(path, f"expected a picture of at most {limit} pixels, got {image.width} x {image.height}")
+                raise bad(path, f"expected a picture of at most {limit} pixels, got {image.width} x {image.height}")
             # First, for EXIF can lie behind the pixels, and `_upright` makes little of errors.
             image.load()
             return _rgb(path, _upright(image))
     except BadSampleError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _bad(path, f"expected a picture of at most {limit} pixels, got more ({error})") from None
+        raise bad(path, f"expected a picture of at most {limit} pixels, got more ({error})") from None
     except UnidentifiedImageError:
-        raise _bad(path, "expected a picture, got a file of no format that Pillow knows") from None
+        raise bad(path, "expected a picture, got a file of no format that Pillow knows") from None
     # A damaged picture can fail with many types of exception, SyntaxError and struct.error among them.
     except Exception as error:
-        raise _bad(path, f"expected a picture, but reading it failed ({type(error).__name__}: {error})") from error
+        raise bad(path, f"expected a picture, but reading it failed ({type(error).__name__}: {error})") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -264,12 +243,12 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(path: Path, image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise _bad(path, "expected a picture of whole numbers, got floating-point values, whose range is unknown")
+        raise bad(path, "expected a picture of whole numbers, got floating-point values, whose range is unknown")
     clear = image.info.get("transparency")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int32)
         if values.min() < 0 or values.max() > 255 * _TO_8_BITS:
-            raise _bad(path, f"expected grey values of 0 to 65535, got {values.min()} to {values.max()}")
+            raise bad(path, f"expected grey values of 0 to 65535, got {values.min()} to {values.max()}")
         grey = (values + _TO_8_BITS // 2) // _TO_8_BITS
         if clear is not None:
             grey[values == clear] = 255
@@ -288,7 +267,7 @@ def _around(path: Path, box: tuple[float, float, float, float], width: int, heig
     left, right = max(round(centre_x - half), 0), min(round(centre_x + half), width)
     top, bottom = max(round(centre_y - half), 0), min(round(centre_y + half), height)
     if right <= left or bottom <= top:
-        raise _bad(path, f"expected a bounding box inside its {width} x {height} pixels, got {box}")
+        raise bad(path, f"expected a bounding box inside its {width} x {height} pixels, got {box}")
     return left, top, right, bottom
 
 
@@ -304,7 +283,7 @@ def _says(caption: str, vocabulary: Vocabulary) -> bool:
 
 def _wordless(key: str, caption: str, vocabulary: Vocabulary) -> BadSampleError:
     shown = caption if len(caption) <= _SHOWN else caption[: _SHOWN - 3] + "..."
-    return _bad(key, f"expected a caption with a word of the vocabulary ({len(vocabulary)} words), got {shown!r}")
+    return bad(key, f"expected a caption with a word of the vocabulary ({len(vocabulary)} words), got {shown!r}")
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

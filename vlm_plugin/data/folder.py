@@ -168,7 +168,7 @@ def _read_pairs(folder: Path, complain: Complain) -> Iterator[Record]:
         other = pictures.setdefault(without_extension(name), name)
         if other != name:
             what = f"expected names that differ without their extension, got {name} and {other}"
-            complain(Problem(str(folder / name), what))
+            complain(Problem(str(folder / name), what, picture=True))
     for name in files:
         if name.endswith(".txt") and name.removesuffix(".txt") not in pictures:
             what = "expected a picture of the same name beside the captions, found none"
@@ -197,16 +197,15 @@ def _read_table(path: Path, complain: Complain) -> Iterator[Record]:
         name = checked_name(row.where, row.file_name, complain)
         texts = [row.text] if isinstance(row.text, str) else row.text
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            complain(
-                Problem(row.where, f"expected a text that is a string or a list of strings, got {row.text!r:.200}")
-            )
+            what = f"expected a text that is a string or a list of strings, got {row.text!r:.200}"
+            complain(Problem(row.where, what, picture=True))
             continue
         if name is None:
             continue
         key = without_extension(name)
         if names.setdefault(key, name) != name:
             what = f"expected names that differ without their extension, got {name} and {names[key]}"
-            complain(Problem(row.where, what))
+            complain(Problem(row.where, what, picture=True))
             continue
         good = [LINE_END.sub(" ", text.strip()) for text in texts if text.strip()]
         captions.setdefault(key, []).extend(good)
@@ -214,7 +213,8 @@ def _read_table(path: Path, complain: Complain) -> Iterator[Record]:
             blank.setdefault(key, []).append(row.where)
     for key, name in names.items():
         if not captions[key]:
-            complain(Problem(blank[key][0], f"expected at least one caption of {name}, got a blank text"))
+            what = f"expected at least one caption of {name}, got a blank text"
+            complain(Problem(blank[key][0], what, picture=True))
             continue
         for where in blank.get(key, ()):
             what = f"expected a caption of {name}, got a blank text, which is left out"

@@ -25,6 +25,28 @@ class Record(NamedTuple):
     """The object's bounding box in pixels (x, y, width, height), (x, y) the upper left corner; None where unknown."""
 
 
+class BadSampleError(ValueError):
+    """A sample that cannot be used, through no fault of the program: training may leave it out and go on.
+
+    Attributes:
+        where: the picture's file, or its captions' file or its key where these are to blame.
+    """
+
+    where: str = ""
+
+
+class MissingPictureError(FileNotFoundError, BadSampleError):
+    """A picture, or the file of its captions, that is not there."""
+
+
+def bad(where: object, what: str, kind: type[BadSampleError] = BadSampleError) -> BadSampleError:
+    """The error that says so."""
+    # One argument and an attribute: so the error survives pickling, and torch can make it anew in the main process.
+    error = kind(f"{where}: {what}")
+    error.where = str(where)
+    return error
+
+
 class Problem(NamedTuple):
     """Something wrong with a data folder."""
 
@@ -36,9 +58,14 @@ class Problem(NamedTuple):
     """The file is not there."""
     fatal: bool = True
     """Training cannot use it."""
+    picture: bool = False
+    """One picture alone is left out where reading goes on."""
 
     def error(self) -> Exception:
-        """The problem as an exception: FileNotFoundError if a file is missing, else ValueError."""
+        """The problem as an exception: FileNotFoundError if a file is missing, else ValueError; of one picture a
+        BadSampleError besides."""
+        if self.picture:
+            return bad(self.where, self.what, MissingPictureError if self.missing else BadSampleError)
         return (FileNotFoundError if self.missing else ValueError)(f"{self.where}: {self.what}")
 
 

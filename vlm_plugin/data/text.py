@@ -36,17 +36,21 @@ def caption_lines(path: Path, complain: Complain) -> tuple[str, ...]:
 
     Args:
         path: the file.
-        complain: called as by `read_text`, and with a file without captions (fatal).
+        complain: called as by `read_text`, and with a file without captions (fatal); all of it is about one picture.
 
     Returns:
         The captions, none after a fatal problem.
     """
-    text = _read(path, "the captions of a picture, one a line", complain)
+
+    def about_one(problem: Problem) -> None:
+        complain(problem._replace(picture=True))
+
+    text = _read(path, "the captions of a picture, one a line", about_one)
     if text is None:
         return ()
     captions = tuple(line.strip() for line in LINE_END.split(text) if line.strip())
     if not captions:
-        complain(Problem(str(path), "expected at least one caption, got an empty file"))
+        about_one(Problem(str(path), "expected at least one caption, got an empty file"))
     return captions
 
 

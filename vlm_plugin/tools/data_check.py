@@ -23,7 +23,8 @@ from vlm_plugin.data import (
     list_splits,
     open_split,
 )
-from vlm_plugin.data.dataset import BadSampleError, MissingPictureError, load_image
+from vlm_plugin.data.dataset import load_image
+from vlm_plugin.data.records import BadSampleError, MissingPictureError
 from vlm_plugin.tools import training
 from vlm_plugin.tools.pictures import to_image
 from vlm_plugin.vocabulary import END, MAX_WORDS, Vocabulary

@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlm_plugin.data import Records, find_layout, find_truth, make_birds, open_split
+from vlm_plugin.data import Records, find_layout, find_truth, make_birds
 from vlm_plugin.features import Features
 from vlm_plugin.model import VLM
 from vlm_plugin.tools import training
 from vlm_plugin.tools.drawing import Painter
 from vlm_plugin.tools.evaluation import Inception, Named
-from vlm_plugin.tools.examination import Examination, choose_evaluator
+from vlm_plugin.tools.examination import Examination, choose_evaluator, usable_records
 from vlm_plugin.tools.gan import BIRDS, BIRDS_FOLDER
 from vlm_plugin.tools.matchers import load_matcher, marks
 from vlm_plugin.tools.pictures import to_image
@@ -47,6 +47,7 @@ def evaluate(
     inception: str | Path | None = None,
     text_encoder: str | None = None,
     pictures: bool = False,
+    skip_bad: bool = False,
     device: str | None = None,
 ) -> Path:
     """Draw every caption of a split and compute every number in one pass.
@@ -67,12 +68,14 @@ def evaluate(
         inception: file of Inception's weights, for FID, KID and Inception Score.
         text_encoder: the matcher or DAMSM text encoder that conditions the generator, where `source` does not say.
         pictures: also write every picture, with captions.csv beside them.
+        skip_bad: leave out pictures of the data that cannot be read. For a run trained so they are in any case.
         device: the GPU when left out, where there is one.
 
     Returns:
         The folder.
 
     Raises:
+        BadSampleError: a picture cannot be read, and `skip_bad` is off. The message names it.
         FileNotFoundError, ValueError: the message names the argument or file.
     """
     training.check_seed(seed)
@@ -96,13 +99,22 @@ def evaluate(
     trained_with = saved.trained_with or (marks(conditioning) if trainer.learns_from_matcher else frozenset())
 
     painter = painter_of(generator, saved, conditioning, seed=seed, truncation=truncation)
-    records = open_split(data, split)
-    others = _others(data, split)[-min(count or len(records), len(records)) :]
+    skip_bad = skip_bad or saved.skip_bad
+    records, lost = training.open_records(data, split, skip_bad)
+    others = _others(data, split, skip_bad)[-min(count or len(records), len(records)) :]
+    if skip_bad:
+        records, unreadable = usable_records(records, painter.size, True)
+        lost += unreadable
+        if others:
+            others, _ = usable_records(others, painter.size, True)
     examination = Examination(
         data, records, others, painter.size, examiner,
         matcher=matcher, trained_with=trained_with, truth=truth, split=split, count=count, batch=batch, seed=seed,
         inception=None if inception is None else Inception(inception).to(place),
     )  # fmt: skip
+    if lost:
+        left_out = f"{len(lost)} of the split's pictures are left out, as they cannot be read"
+        examination.table.notes.append(f"{left_out} (the first: {lost[0]})")
     folder = _folder(source, out, trainer)
     examination.add_real()
     label = source.absolute().name
@@ -121,13 +133,13 @@ def evaluate(
     return folder
 
 
-def _others(data: Path, split: str) -> Records:
+def _others(data: Path, split: str, skip_bad: bool) -> Records:
     """Pictures of another split, for the distance between real pictures and real ones; none where there is none."""
     own = find_layout(data).splits(data)
     for name in ("train", "test", "validation"):
         # Without a test split a part of train is one.
         if name != split and (name in own or (name == "test" and "train" in own)):
-            return open_split(data, name)
+            return training.open_records(data, name, skip_bad)[0]
     return Records()
 
 
@@ -237,6 +249,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--inception", metavar="FILE", help="Inception weights (torch-fidelity's), for FID, KID and Inception Score")
     add("--text-encoder", metavar="FILE", help="what conditions the generator, where its file does not say")
     add("--pictures", action="store_true", help="also write every picture, with captions.csv")
+    add("--skip-bad", action="store_true", help="leave out pictures that cannot be read (default: as the run did)")
     add("--device", help="cuda, cuda:1, cpu")
 
 

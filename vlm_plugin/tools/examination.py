@@ -206,6 +206,27 @@ def with_known_words(records: Sequence[Record], vocabularies: Sequence[Vocabular
     return kept
 
 
+def usable_records(
+    records: Sequence[Record], image_size: int, skip_bad: bool, vocabulary: Vocabulary | None = None
+) -> tuple[list[Record], list[str]]:
+    """The records with a readable picture and a caption that says something, and what is wrong with the others: their
+    files and keys.
+
+    Args:
+        records: any number of records.
+        image_size: side that the pictures are brought to.
+        skip_bad: leave out what cannot be used.
+        vocabulary: of whose words a caption must have one; None leaves captions alone.
+
+    Raises:
+        BadSampleError: a record cannot be used, and `skip_bad` is off.
+        ValueError: no record can be used.
+    """
+    images = CaptionedImages(records, image_size, train=False, vocabulary=vocabulary)
+    indices, skipped = training.usable_indices(images, skip_bad)
+    return [records[index] for index in indices], skipped
+
+
 def choose_evaluator(name: str | Path | None, truth: BirdTruth | None, matcher: Named | None) -> Named:
     """The matcher that scores: the named one, else for synthetic birds the packaged one that trains no generator, else
     the training's own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
@@ -15,21 +16,26 @@ from easydict import EasyDict
 
 from vlm_plugin import TERMS, VLM, DualVLMLoss, Features, distributed
 from vlm_plugin.augment import RandomView
-from vlm_plugin.data import CaptionedImages, Record, find_truth, make_birds, open_split
-from vlm_plugin.data.dataset import BadSampleError, Batch, Collate
+from vlm_plugin.data import CaptionedImages, Record, find_truth, make_birds
+from vlm_plugin.data.dataset import Batch, Collate
+from vlm_plugin.data.records import BadSampleError
 from vlm_plugin.finite import not_finite
-from vlm_plugin.model import fingerprint
+from vlm_plugin.model import fingerprint, read_file
 from vlm_plugin.tools import training
 from vlm_plugin.tools.matchers import PACKAGED, load_matcher, marks
 from vlm_plugin.tools.sampling import read_captions, sample
 from vlm_plugin.tools.settings import read_config
 from vlm_plugin.tools.show import Show
-from vlm_plugin.tools.trainer import Trainer
+from vlm_plugin.tools.trainer import Trainer, whole
+from vlm_plugin.vocabulary import Vocabulary
 
 # What the main job draws when no data is given; the packaged files were made from more birds of the same kind.
 BIRDS = {"train": 2000, "validation": 200, "test": 1000, "size": 64, "seed": 0}
-BIRDS_FOLDER = Path("data/birds")
+# Not data/birds, where the originals have CUB.
+BIRDS_FOLDER = Path("data/synthetic-birds")
 RUNS = Path("runs")
+# Captions whose words are looked up when a run begins, and the share of unknown ones that is worth no word.
+_LOOKED_AT, _FEW = 1000, 0.02
 # A mismatched pair needs a second caption, a distance a second picture.
 _LEAST = {"batch": 2, "evaluated": 2, "log_every": 1, "sample_every": 1, "checkpoint_every": 1}
 
@@ -44,7 +50,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     add = result.add_argument
     add("--vlm", nargs="?", const=PACKAGED, metavar="CHECKPOINT", help="add the dual loss of this matcher")
     add("--cfg", type=Path, help="YAML settings, ours or the original's (default: cfg/synthetic.yml)")
-    add("--data", type=Path, help="folder of captioned pictures (default: synthetic birds, drawn into data/birds)")
+    add("--data", type=Path, help=f"folder of captioned pictures (default: synthetic birds, drawn into {BIRDS_FOLDER})")
     # No default here: --resume refuses one that is given.
     add("--out", type=Path, help=f"where run folders are made (default: {RUNS})")
     add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, from its folder")
@@ -77,6 +83,14 @@ def _check_settings(settings: EasyDict) -> None:
     # An average that weighs what is new negatively grows without bound.
     if not 0 <= settings.ema <= 1:
         raise ValueError(f"ema: expected a number from 0 to 1, got {settings.ema}")
+    for name in ("generator_lr", "discriminator_lr"):
+        if settings[name] < 0:
+            raise ValueError(f"{name}: expected a number from 0 up, got {settings[name]}")
+    if not all(0 <= beta < 1 for beta in settings.adam_betas):
+        raise ValueError(f"adam_betas: expected two numbers from 0 to below 1, got {list(settings.adam_betas)}")
+    workers = settings.workers
+    if workers is not None and (type(workers) is not int or workers < 0):
+        raise ValueError(f"workers: expected null, or a whole number from 0 up, got {workers!r}")
 
 
 def weights_at(step: int, settings: EasyDict) -> tuple[float, float]:
@@ -159,7 +173,12 @@ def _run(
         make_birds(BIRDS_FOLDER, **BIRDS, progress=True)
     training.barrier()
     data = Path(options["data"] or BIRDS_FOLDER)
-    records, truth = open_split(data, "train"), find_truth(data)
+    (records, lost), truth = training.open_records(data, "train", options["skip_bad"]), find_truth(data)
+    if not saved and truth is None and PACKAGED in (options["vlm"], options["text_encoder"]):
+        raise ValueError(
+            f"--data {data}: expected with it a matcher of its words (--vlm FILE, or --text-encoder FILE for a plain "
+            "run; vlm-plugin pretrain makes one), got none, and the packaged one knows the synthetic birds' words alone"
+        )
     matcher = load_matcher(options["vlm"] or options["text_encoder"], data, device).requires_grad_(False)
     matcher.max_words = options["max_words"] or matcher.max_words
     if saved and saved.get("matcher") not in (None, matcher.fingerprint):
@@ -167,6 +186,7 @@ def _run(
             f"--resume {arguments.resume}: started with the matcher {saved['matcher']}, but "
             f"{options['vlm'] or options['text_encoder']} is {matcher.fingerprint} now"
         )
+    _say_unknown(records, matcher.vocabulary)
     vlm_loss = loss(matcher, settings) if options["vlm"] else None
 
     torch.manual_seed(options["seed"])
@@ -176,9 +196,10 @@ def _run(
     if saved:
         run_folder = arguments.resume
         # Onto the CPU: Adam's step counters stay where they are loaded to, and on a GPU every look at one waits for it.
-        checkpoint = torch.load(run_folder / "checkpoint.pt", map_location="cpu", weights_only=True)
-        trainer.load_state(checkpoint["trainer"])
-        first = checkpoint["step"]
+        checkpoint = read_file(run_folder / "checkpoint.pt", "checkpoint")
+        with whole(run_folder / "checkpoint.pt"):
+            trainer.load_state(checkpoint["trainer"])
+            first = checkpoint["step"]
         if steps < first:
             raise ValueError(f"--resume {run_folder}: expected {first} steps or more, which it has done, got {steps}")
         _say(f"resuming {run_folder} at step {first} of {steps}")
@@ -191,7 +212,14 @@ def _run(
     taught = trainer.trained_with | (marks(matcher) if vlm_loss or trainer.learns_from_matcher else frozenset())
     options["trained_with"] = options.get("trained_with") or sorted(taught)
     left_out = training.LeftOut(run_folder / "skipped.txt", keep=bool(saved))
-    show = Show(run_folder, data, truth, matcher, options, settings, trainer, left_out)
+    left_out.add(lost)
+    try:
+        show = Show(run_folder, data, truth, matcher, options, settings, trainer, left_out)
+    except BaseException:
+        if not saved and distributed.rank() == 0:
+            with contextlib.suppress(OSError):  # there is something in it
+                run_folder.rmdir()
+        raise
     begun = _begun(records, show)
     if saved:
         _check_begun(saved, begun, f"--resume {run_folder}", data)
@@ -214,6 +242,15 @@ def _run(
     left_out.report()
     training.leave_ranks()
     return run_folder
+
+
+def _say_unknown(records: Sequence[Record], vocabulary: Vocabulary) -> None:
+    """Say what share of the captions' words the matcher does not know, unless hardly any."""
+    captions = [record.captions[0] for record in records[:_LOOKED_AT]]
+    words = [word for caption in captions for word in vocabulary.tokenize(caption)]
+    share = sum(word not in vocabulary for word in words) / max(len(words), 1)
+    if share > _FEW:
+        _say(f"{share:.0%} of the words in {len(captions)} captions are unknown to the matcher")
 
 
 def _say(text: str) -> None:
@@ -276,16 +313,27 @@ def _in_full(path: str | Path | None) -> str | None:
 def _saved_options(name: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
     if arguments.resume is None:
         return None
-    fixed = ("vlm", "cfg", "data", "out", "batch", "seed", "text_encoder", "generator")
+    fixed = ("cfg", "out", "batch", "seed", "generator")
     given = [f"--{n.replace('_', '-')}" for n in fixed if getattr(arguments, n) is not None]
     if given := given + ["--from-scratch"] * arguments.from_scratch:
         raise ValueError(f"--resume takes these from {arguments.resume}/options.json: leave out {', '.join(given)}")
     for file in ("options.json", "checkpoint.pt"):
         if not (arguments.resume / file).is_file():
             raise FileNotFoundError(f"--resume {arguments.resume}: expected a run's folder with {file}")
-    options = json.loads((arguments.resume / "options.json").read_text(encoding="utf-8"))
-    if options["baseline"] != name:
-        raise ValueError(f"--resume {arguments.resume}: a run of {options['baseline']}")
+    with whole(arguments.resume / "options.json"):
+        options = json.loads((arguments.resume / "options.json").read_text(encoding="utf-8"))
+        if options["baseline"] != name:
+            raise ValueError(f"--resume {arguments.resume}: a run of {options['baseline']}")
+        # The same files may have moved: that they are the same is checked where they are read.
+        for moved in ("data", "vlm", "text_encoder"):
+            path = getattr(arguments, moved)
+            if path is not None and moved != "data" and options[moved] is None:
+                other = "text_encoder" if moved == "vlm" else "vlm"
+                raise ValueError(
+                    f"--{moved.replace('_', '-')}: {arguments.resume} was begun without: its matcher is "
+                    f"--{other.replace('_', '-')} {options[other]}"
+                )
+            options[moved] = options[moved] if path is None else _in_full(path)
     return options
 
 

@@ -20,14 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vlm_plugin.data import BirdTruth, CaptionedImages, Record, collate, find_truth, list_splits, open_split
+from vlm_plugin.data import BirdTruth, CaptionedImages, Record, collate, find_truth, list_splits
 from vlm_plugin.data.birds import read_caption, said_by, swap_caption, true_pairs
-from vlm_plugin.data.dataset import BadSampleError, Batch, Sample
+from vlm_plugin.data.dataset import Batch, Sample
+from vlm_plugin.data.records import BadSampleError
 from vlm_plugin.encoders import LSTMTextEncoder, build_image_encoder
 from vlm_plugin.features import Features
 from vlm_plugin.finite import not_finite
 from vlm_plugin.matching import contrastive_loss, global_scores, local_scores, matched_loss
-from vlm_plugin.model import VLM, fingerprint
+from vlm_plugin.model import VLM, fingerprint, read_file
 from vlm_plugin.scorer import MatchingScoreBlock
 from vlm_plugin.tools import training
 from vlm_plugin.tools.matchers import damsm_pair
@@ -445,7 +446,14 @@ def pretrain(
     place = training.choose_device(device)
     dtype = training.choose_precision(place, precision)
 
-    records, held_out_name, held_out = _open(data)
+    state = None
+    if state_file.is_file():
+        state = read_file(state_file, f"state of an unfinished run (to begin anew, delete it and {out.name})")
+        skip_bad = skip_bad or state.get("skip_bad", False)
+    held_out_name = "validation" if "validation" in list_splits(data) else "test"
+    (records, lost), (held_out, lost_too) = (
+        training.open_records(data, split, skip_bad) for split in ("train", held_out_name)
+    )
     pictures = training.digest_records(itertools.chain(records, held_out))
     truth = find_truth(data)
     torch.manual_seed(seed)
@@ -465,7 +473,7 @@ def pretrain(
             "text_encoder": fingerprint(vlm.text_encoder), "image_encoder": fingerprint(vlm.image_encoder),
             "vocabulary": training.digest(vlm.vocabulary.words),
         }  # fmt: skip
-    if out.exists() and not state_file.is_file() and _is_finished(out, settings, pictures):
+    if out.exists() and state is None and _is_finished(out, settings, pictures):
         print(f"{out}: finished already", flush=True)
         return VLM.load(out)
     vlm.notes["pretraining"] = {**settings, "pictures": pictures}
@@ -480,9 +488,9 @@ def pretrain(
     )
     best: dict = {"score": -1.0, "weights": None, "results": {}}
     first_epoch = 0
-    left_out = training.LeftOut(out.with_name(out.name + ".skipped.txt"), keep=state_file.is_file())
-    if state_file.is_file():
-        state = torch.load(state_file, map_location="cpu", weights_only=True)
+    left_out = training.LeftOut(out.with_name(out.name + ".skipped.txt"), keep=state is not None)
+    left_out.add([*lost, *lost_too])
+    if state is not None:
         if difference := _difference(state["settings"], settings):
             raise ValueError(
                 f"{state_file}: an unfinished run with other settings ({difference}): "
@@ -496,7 +504,6 @@ def pretrain(
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         best, first_epoch = state["best"], state["epoch"]
-        skip_bad = skip_bad or state.get("skip_bad", False)
         print(f"resuming after epoch {first_epoch} of {epochs}", flush=True)
 
     evaluate = Evaluator(held_out, image_size, truth, place, vocabulary=vlm.vocabulary, skip_bad=skip_bad)
@@ -574,12 +581,6 @@ def _is_finished(out: Path, settings: dict, pictures: str) -> bool:
     if difference:
         raise ValueError(f"out: expected a new file, got {out}, made otherwise ({difference}): name another one")
     return done == settings["epochs"]
-
-
-def _open(data: str | Path) -> tuple[list[Record], str, list[Record]]:
-    """The train split, and the split that chooses the epoch: validation where there is one, else test."""
-    held_out = "validation" if "validation" in list_splits(data) else "test"
-    return open_split(data, "train"), held_out, open_split(data, held_out)
 
 
 def _new_vlm(records: Iterable[Record], encoder: str, embed_dim: int, image_weights: str | None) -> VLM:

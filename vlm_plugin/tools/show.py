@@ -11,12 +11,13 @@ from easydict import EasyDict
 from torch import Tensor
 
 from vlm_plugin import VLM, distributed
-from vlm_plugin.data import BirdTruth, CaptionedImages, Record, open_split
+from vlm_plugin.data import BirdTruth, Record, Records
+from vlm_plugin.model import read_file
 from vlm_plugin.tools import pictures, training
 from vlm_plugin.tools.drawing import Painter, from_bytes, to_bytes
 from vlm_plugin.tools.evaluation import Named
-from vlm_plugin.tools.examination import ATTENTION, Examination, choose_evaluator
-from vlm_plugin.tools.trainer import Trainer
+from vlm_plugin.tools.examination import ATTENTION, Examination, choose_evaluator, usable_records
+from vlm_plugin.tools.trainer import Trainer, whole
 from vlm_plugin.vocabulary import Vocabulary
 
 
@@ -38,21 +39,23 @@ class Show:
         trainer: Trainer,
         left_out: training.LeftOut,
     ) -> None:
-        self.folder, self.matcher, self.left_out = run_folder, matcher, left_out
+        self.folder, self.matcher, self.left_out, self._data = run_folder, matcher, left_out, data
         self.skip_bad, self.size = options["skip_bad"], trainer.image_size
         self._trainer = trainer
         named = Named(Path(options["vlm"] or options["text_encoder"]).name, matcher)
         evaluator = choose_evaluator(None, truth, named)
         evaluator.vlm.to(matcher.device)
         # Now and not at the end: a missing file should not cost a whole run.
-        self.records = self._usable("test", open_split(data, "test")[: settings.evaluated], matcher.vocabulary)
+        self.records = self._usable("test", self._open("test")[: settings.evaluated], matcher.vocabulary)
         count = len(self.records)
-        others = self._usable("train", open_split(data, "train")[-count:], None)
+        others = self._usable("train", self._open("train")[-count:], None)
         if distributed.rank() == 0:
             self.examination = Examination(
                 data, self.records, others, self.size, evaluator, matcher=named,
                 trained_with=options["trained_with"], truth=truth, count=count,
             )  # fmt: skip
+        # What it drew before its first step is wanted at the end: a file that cannot be read is told of now.
+        self._before()
         # The noise of one seed whatever the run's: runs of several seeds are compared at the same noise.
         self.painter = Painter(trainer.sample, matcher, trainer.noise_dim)
 
@@ -69,12 +72,14 @@ class Show:
     def finish(self) -> None:
         """Print the table, and write it, the report and the pictures."""
         examination = self.examination
-        before = {k: from_bytes(v) for k, v in torch.load(self.folder / "before.pt", weights_only=True).items()}
+        before = self._before()
         examination.add_real()
-        examination.table.add("before", before["pictures"].split(examination.batch))
+        if before:
+            examination.table.add("before", map(from_bytes, before["pictures"].split(examination.batch)))
         examination.table.add("after", self._drawn())
         print("\n" + examination.table.text_table() + "\n", flush=True)
-        shown = {"before": before["shown"], "after": examination.draw_shown(self.painter)}
+        shown = {"before": from_bytes(before["shown"])} if before else {}
+        shown["after"] = examination.draw_shown(self.painter)
         self._sheet(self.folder / "samples.png", shown)
         written = ["samples.png"]
         if rows := training.Log.read(self.folder / "log.jsonl"):
@@ -87,14 +92,27 @@ class Show:
         written = [*examination.write(self.folder, self.painter, manifest, shown, "after"), *written]
         print(f"written to {self.folder}: {', '.join(written)}", flush=True)
 
+    def _before(self) -> dict[str, Tensor]:
+        """The bytes that `remember` kept so; empty where the file is gone, for the row is not worth the run."""
+        file = self.folder / "before.pt"
+        if not file.is_file():
+            return {}
+        content = read_file(file, "file of pictures, which may be deleted, and the row with it")
+        with whole(file):
+            return {name: content[name] for name in ("pictures", "shown")}
+
+    def _open(self, split: str) -> Records:
+        records, lost = training.open_records(self._data, split, self.skip_bad)
+        self.left_out.add(lost)
+        return records
+
     def _usable(self, split: str, records: Sequence[Record], vocabulary: Vocabulary | None) -> list[Record]:
         """The records with a readable picture and a caption that says something; others are an error, or skipped."""
-        images = CaptionedImages(records, self.size, train=False, vocabulary=vocabulary)
-        indices, skipped = training.usable_indices(images, self.skip_bad)
+        usable, skipped = usable_records(records, self.size, self.skip_bad, vocabulary)
         if skipped and distributed.rank() == 0:
-            print(f"left out {len(skipped)} of {len(images)} pictures of the {split} split", flush=True)
+            print(f"left out {len(skipped)} of {len(records)} pictures of the {split} split", flush=True)
         self.left_out.add(skipped)
-        return [records[index] for index in indices]
+        return usable
 
     def _drawn(self) -> Iterator[Tensor]:
         return self.painter.all(self.examination.captions, self.examination.batch)

@@ -41,6 +41,9 @@ class Saved(NamedTuple):
     """`marks` of every matcher whose loss trained the generator, in this run or in one that it began from: their scores
     of it are circular."""
 
+    skip_bad: bool = False
+    """The run left out pictures that could not be read."""
+
     def check(self, matcher: VLM, where: str) -> None:
         """Refuse a text encoder that the generator was not trained with.
 
@@ -217,7 +220,7 @@ class Trainer(abc.ABC):
         if "format" not in content:
             return Saved(cls.published(content, path, discriminators), False, None, None)
         content = read_checkpoint(path, f"vlm_plugin.{cls.name}", 1)
-        with _whole(path):
+        with whole(path):
             notes = content["notes"]
             weights = _state_dicts(content["weights"], path)
             return Saved(
@@ -230,7 +233,7 @@ class Trainer(abc.ABC):
         for file in ("options.json", "checkpoint.pt"):
             if not (path / file).is_file():
                 raise FileNotFoundError(f"{path}: expected a run's folder with {file}")
-        with _whole(path / "options.json"):
+        with whole(path / "options.json"):
             options = json.loads((path / "options.json").read_text(encoding="utf-8"))
             if options["baseline"] != cls.name.lower():
                 raise ValueError(f"{path}: expected a run of {cls.name.lower()}, got one of {options['baseline']}")
@@ -238,14 +241,15 @@ class Trainer(abc.ABC):
             told = options["settings"]["normalise_text"], matcher, options["text_fingerprint"], options["max_words"]
             data = Path(options["data"]) if options["data"] else None
             trained_with = cls._trained_with(options, options["vlm"])
+            skip_bad = options.get("skip_bad", False)
         file = path / "checkpoint.pt"
         content = read_file(file, "checkpoint")
-        with _whole(file):
+        with whole(file):
             weights = {n: w for n, w in content["trainer"].items() if not n.endswith("_adam")}
             average = weights.pop("average")
             if averaged:
                 weights["generator"] = average
-            return Saved(_state_dicts(weights, file), *told, data, trained_with)
+            return Saved(_state_dicts(weights, file), *told, data, trained_with, skip_bad)
 
     @classmethod
     def _trained_with(cls, notes: Mapping[str, Any], with_vlm: object) -> frozenset[str]:
@@ -367,8 +371,8 @@ def _state_dicts(weights: Mapping[str, object], path: Path) -> dict[str, dict[st
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """Name the file when its content is not what `Trainer` writes, whatever that leads to."""
+def whole(path: Path) -> Iterator[None]:
+    """Name the file when its content is not what was written there, whatever that leads to."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 import vlm_plugin
 from vlm_plugin import distributed
-from vlm_plugin.data import Record
-from vlm_plugin.data.dataset import BadSampleError
+from vlm_plugin.data import Problem, Record, Records, open_split
+from vlm_plugin.data.records import BadSampleError, stop
 
 # Samples drawn in the place of one that cannot be used.
 _ATTEMPTS = 100
@@ -292,6 +292,32 @@ class _Batches(Dataset):
 
 def _as_it_is(batch: object) -> object:
     return batch
+
+
+def open_records(data: str | os.PathLike, split: str, skip_bad: bool) -> tuple[Records, list[str]]:
+    """One split of a data folder, and what was left out because nothing can be read of it: files, with lines.
+
+    Args:
+        data: the data folder.
+        split: name of the split.
+        skip_bad: leave out pictures with which something is wrong; else the first is an error.
+
+    Raises:
+        BadSampleError: something is wrong with one picture, and `skip_bad` is off; or with every one.
+        FileNotFoundError, ValueError: something is wrong with the folder, see `open_split`.
+    """
+    left_out: list[Problem] = []
+
+    def complain(problem: Problem) -> None:
+        if not (skip_bad and problem.picture):
+            stop(problem)
+        elif problem.fatal:
+            left_out.append(problem)
+
+    records = open_split(data, split, complain)
+    if not records:
+        raise left_out[0].error()
+    return records, [problem.where for problem in left_out]
 
 
 def usable_indices(dataset: Dataset, skip_bad: bool) -> tuple[list[int], list[str]]:
