@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ from benchmarks.quality_plan import ARMS, NAMES, PROTOCOLS, SHIPPED, label
 
 BASELINES = tuple(NAMES)
 HALVES = {"vlm": "the text half alone", "vvm": "the visual half alone"}
+# The text half at so many times the weights of both has about their gradient at the picture (arms.py).
+EQUAL_GRADIENT = 1.2
 # Arms that are no part of the dual loss as it ships but another loss.
 INSTEAD = ("global contrastive", "DAMSM", "feature matching")
 # Measure -> title, and digits after the point.
@@ -191,7 +194,7 @@ def _contrasts(protocol: str, legs: Mapping[Row, dict[int, dict[str, Any]]], hea
             pairs = [("plain at equal steps", Row("plain", 1.0, steps))]
             if longer := PROTOCOLS[protocol].equal_time.get(steps):
                 pairs.append(("plain after about the same time", Row("plain", 1.0, longer)))
-            pairs += [(HALVES.get(other.arm, other.label), other) for other in _others(both, legs)]
+            pairs += [(_named(other, both), other) for other in _others(both, legs)]
             for what, other in pairs:
                 over = {m: differences(legs[both], legs.get(other, {}), m) for m in (headline, "frechet_distance")}
                 if over[headline]:
@@ -205,10 +208,23 @@ def _contrasts(protocol: str, legs: Mapping[Row, dict[int, dict[str, Any]]], hea
 
 def _others(both: Row, legs: Iterable[Row]) -> list[Row]:
     """The rows of the grid that both halves are compared with: parts of the loss at the same factor on their weights,
-    alternatives at any."""
+    alternatives at any, and the text half at equal gradient too."""
+
+    def is_part(row: Row) -> bool:
+        return row.factor == both.factor or (row.arm == "vlm" and _has_equal_gradient(row, both))
+
     rows = [row for row in legs if row.steps == both.steps and row.arm not in ("plain", "both")]
-    rows = [row for row in rows if not ARMS[row.arm].is_recipe and (row.factor == both.factor or row.arm in INSTEAD)]
+    rows = [row for row in rows if not ARMS[row.arm].is_recipe and (row.arm in INSTEAD or is_part(row))]
     return sorted(rows, key=lambda row: (list(ARMS).index(row.arm), row.factor))
+
+
+def _named(other: Row, both: Row) -> str:
+    name = HALVES.get(other.arm, other.label)
+    return f"{name}, at equal gradient" if other.arm in HALVES and _has_equal_gradient(other, both) else name
+
+
+def _has_equal_gradient(text: Row, both: Row) -> bool:
+    return math.isclose(text.factor, EQUAL_GRADIENT * both.factor)
 
 
 def differences(

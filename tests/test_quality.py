@@ -153,6 +153,8 @@ def test_both_halves_against_either_and_against_the_same_time(tmp_path: Path) ->
         write(tmp_path, "vvm", seed + 1, {800: both - 0.01})
         write(tmp_path, "both minus vlm_local", seed, {800: both - 0.02})
         write(tmp_path, "DAMSM", seed, {800: both - 0.03}, factor=4)
+        write(tmp_path, "vlm", seed, {800: both - 0.04}, factor=1.2)
+        write(tmp_path, "vvm", seed, {800: both - 0.04}, factor=1.2)
         write(tmp_path, "both, sharper", seed, {800: both - 0.03})
     write(tmp_path, "both", 0, {800: 0.75}, factor=2)
     rows = cells(table(tmp_path))
@@ -166,6 +168,8 @@ def test_both_halves_against_either_and_against_the_same_time(tmp_path: Path) ->
     # Seeds 1 and 2 alone have both runs: .70 - .69 and .73 - .69.
     assert rows["both", "the visual half alone (800 steps)"][:2] == ["2", "+0.025 ± 0.021"]
     assert ("both", "the text half alone (800 steps)") not in rows
+    assert rows["both", "the text half alone, at equal gradient (800 steps)"][:2] == ["3", "+0.040 ± 0.000"]
+    assert ("both", "the visual half alone, at equal gradient (800 steps)") not in rows
     assert rows["both", "both minus vlm_local (800 steps)"][:2] == ["3", "+0.020 ± 0.000"]
     assert rows["both", "DAMSM, weights x 4 (800 steps)"][:2] == ["3", "+0.030 ± 0.000"]
     assert ("both, weights x 2", "both minus vlm_local (800 steps)") not in rows
