@@ -16,7 +16,7 @@ from PIL import Image
 
 from vlm_plugin.data import open_split
 from vlm_plugin.tools.cli import main
-from vlm_plugin.tools.data_check import Finding, Report, Split, check, render
+from vlm_plugin.tools.data_check import Finding, Report, Split, check, draw_sheet, render
 
 Row = tuple[str, str | Sequence[str]]
 
@@ -117,11 +117,38 @@ def test_nothing_is_written_into_the_folder(clean: Path, tmp_path: Path, monkeyp
     assert (tmp_path / "data-check-clean.png").is_file()
 
 
+@pytest.mark.parametrize("here", ["pairs", "pairs/more"])
+def test_from_inside_the_folder_nothing_is_written_into_it_either(
+    here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "pairs"
+    for name in ("a", "b", "more/c"):
+        # A palette is worth a note, so that there is a list of problems as well.
+        picture(root / f"{name}.png", mode="P").with_suffix(".txt").write_text("a bird\n")
+    before = snapshot(root)
+    monkeypatch.chdir(tmp_path / here)
+    assert main(["data", "check", "." if here == "pairs" else ".."]) == 0
+    assert snapshot(root) == before
+    out = capsys.readouterr().out
+    for file in (tmp_path / "data-check-pairs.png", tmp_path / "data-check-pairs.txt"):
+        assert file.is_file()
+        assert f": {file}\n" in out
+
+
+@pytest.mark.parametrize("out", ["sheet.png", "train/sheet.png", "new/sheet.png"])
+def test_a_sheet_inside_the_folder_is_refused(clean: Path, out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(clean)
+    assert main(["data", "check", str(clean), "--out", str(clean / out)]) == 2
+    assert snapshot(clean) == before
+    message = f"--out {clean / out}: expected a file outside of the data folder {clean}, got one inside\n"
+    assert capsys.readouterr().err == f"vlm-plugin data: {message}"
+
+
 def test_the_sheet_shows_what_training_sees(clean: Path, tmp_path: Path) -> None:
     for path in (clean / "train").glob("*.png"):
         Image.new("RGB", (80, 80), "red").save(path)
     Image.new("RGB", (80, 80), "blue").save(clean / "test" / "d.png")
-    check(clean, tmp_path / "sheet.png")
+    draw_sheet(check(clean), tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
@@ -353,6 +380,33 @@ def test_exit_statuses(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert "FATAL: unreadable pictures (1)\n  train/a.png: expected a picture" in out
     assert "1 fatal problems, 0 notes" in out
+
+
+def test_a_sheet_of_an_earlier_call_is_not_announced(
+    clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    said = f"what the pictures look like to training: {sheet}\n"
+    assert main(["data", "check", str(clean), "--out", str(sheet)]) == 0
+    assert said in capsys.readouterr().out
+    for path in clean.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    assert main(["data", "check", str(clean), "--out", str(sheet)]) == 1
+    assert said not in capsys.readouterr().out
+
+
+def test_a_sheet_that_cannot_be_written_loses_no_finding(
+    clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    sheet.mkdir()  # stops whoever runs this, also one whom no rights stop
+    (clean / "train" / "a.png").write_bytes(b"")
+    assert main(["data", "check", str(clean), "--out", str(sheet)]) == 2
+    out, err = capsys.readouterr()
+    assert "FATAL: unreadable pictures (1)\n  train/a.png: expected a picture" in out
+    assert "1 fatal problems, 0 notes" in out
+    assert str(sheet) in err
+    assert "train/a.png" in (tmp_path / "sheet.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("words", [["nowhere"], ["empty"], ["clean", "--out", "sheet.jpg"]])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlm_plugin.data import open_split
 from vlm_plugin.data.birds import SPLITS, BirdTruth, contact_sheet, make_birds
-from vlm_plugin.tools.data_check import check, render
+from vlm_plugin.tools.data_check import check, draw_sheet, render
 
 _SHEET_PICTURES, _SHEET_COLUMNS = 24, 6
 
@@ -65,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "check", help="look at every picture and caption of a data folder; exit status 1 if any is bad"
     )
     checked.add_argument("directory")
-    checked.add_argument("--out", help="contact sheet to write (default: data-check-NAME.png in this folder)")
+    checked.add_argument(
+        "--out", help="contact sheet to write (default: data-check-NAME.png in this folder; inside the data, beside it)"
+    )
     checked.set_defaults(kind_run=_run_check)
 
 
@@ -83,15 +85,32 @@ def _run_synthetic(arguments: argparse.Namespace) -> None:
 def _run_check(arguments: argparse.Namespace) -> int:
     """Exit status: 1 if anything is fatal."""
     root = Path(arguments.directory)
-    sheet = Path(arguments.out or f"data-check-{root.resolve().name}.png")
-    if sheet.suffix.lower() != ".png":
-        raise ValueError(f"--out {sheet}: expected the name of a .png file")
-    report = check(root, sheet)
+    sheet = _sheet(root, arguments.out)
+    report = check(root)
+    # First of all: a sheet that cannot be written must not cost what was found.
     print(render(report))
-    if sheet.is_file():
-        print(f"what the pictures look like to training: {sheet}")
     if report.findings:
         listing = sheet.with_suffix(".txt")
         listing.write_text(render(report, most=None) + "\n", encoding="utf-8", errors="replace")
         print(f"every problem: {listing}")
+    if report.shown:
+        draw_sheet(report, sheet)
+        print(f"what the pictures look like to training: {sheet}")
     return int(report.fatal > 0)
+
+
+def _sheet(root: Path, out: str | None) -> Path:
+    """Where the contact sheet goes, and the list of problems beside it.
+
+    Never into the data folder: a .png and a .txt of one name are a picture and its caption there.
+    """
+    folder = root.resolve()
+    sheet = Path(f"data-check-{folder.name}.png" if out is None else out)
+    inside = folder in sheet.resolve().parents
+    if out is None and inside:
+        return folder.parent / sheet
+    if sheet.suffix.lower() != ".png":
+        raise ValueError(f"--out {sheet}: expected the name of a .png file")
+    if inside:
+        raise ValueError(f"--out {sheet}: expected a file outside of the data folder {root}, got one inside")
+    return sheet

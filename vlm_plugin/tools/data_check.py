@@ -74,6 +74,8 @@ class Report(NamedTuple):
     unseen: tuple[int, float] | None
     """Distinct words of test captions that no train caption has, and their share of all words there."""
     findings: list[Finding]
+    shown: list[Record]
+    """Pictures for `draw_sheet`, spread over the train split (else the first that has any); none if all are bad."""
 
     @property
     def fatal(self) -> int:
@@ -89,12 +91,11 @@ class _Look(NamedTuple):
     findings: list[Finding]
 
 
-def check(root: str | Path, sheet: str | Path | None = None) -> Report:
-    """Read every picture and caption of a data folder. Nothing is written into it.
+def check(root: str | Path) -> Report:
+    """Read every picture and caption of a data folder. Nothing is written.
 
     Args:
         root: the data folder.
-        sheet: PNG to write with captioned pictures of the train split (else of the first), as training sees them.
 
     Returns:
         What is there and every problem.
@@ -138,10 +139,10 @@ def check(root: str | Path, sheet: str | Path | None = None) -> Report:
             for name, path in same_size:
                 files.setdefault((path.stat().st_size, _digest(path)), []).append((name, path))
     findings |= dict.fromkeys(_duplicates(files.values()))
-    if sheet is not None and any(good.values()):
-        _write_sheet(next(records for records in good.values() if records), Path(sheet))
+    sound = next((records for records in good.values() if records), [])
+    shown = sound[:: max(len(sound) // SHEET_PICTURES, 1)][:SHEET_PICTURES]
     made = "test" in names and "test" not in own
-    return Report(root, layout.looks_like, made, splits, _unseen(words), list(findings))
+    return Report(root, layout.looks_like, made, splits, _unseen(words), list(findings), shown)
 
 
 def _look_at_all(records: Records, name: str) -> list[_Look]:
@@ -275,11 +276,16 @@ def _duplicates(groups: Iterable[list[tuple[str, Path]]]) -> list[Finding]:
     return found
 
 
-def _write_sheet(records: Sequence[Record], path: Path) -> None:
-    shown = records[:: max(len(records) // SHEET_PICTURES, 1)][:SHEET_PICTURES]
-    images = CaptionedImages(shown, SHEET_SIZE, train=False)
-    pictures = [to_image(images[number].image) for number in range(len(shown))]
-    contact_sheet(pictures, [record.captions[0][:200] for record in shown], SHEET_COLUMNS, path, SHEET_SIZE)
+def draw_sheet(report: Report, path: str | Path) -> None:
+    """Write a PNG of captioned pictures as training sees them.
+
+    Args:
+        report: of `check`, with pictures to show.
+        path: the file; keep it out of the data folder, whose readers would take it for one of the pictures.
+    """
+    images = CaptionedImages(report.shown, SHEET_SIZE, train=False)
+    pictures = [to_image(images[number].image) for number in range(len(report.shown))]
+    contact_sheet(pictures, [record.captions[0][:200] for record in report.shown], SHEET_COLUMNS, path, SHEET_SIZE)
 
 
 def render(report: Report, most: int | None = PRINTED) -> str:
