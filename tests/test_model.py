@@ -367,6 +367,21 @@ def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
     assert saved.read_bytes() == before
 
 
+def test_a_save_that_cannot_be_written_names_the_file(saved):
+    path = saved.parent / "nowhere" / "x.vlm.pt"
+    with pytest.raises(OSError, match=rf"^{re.escape(str(path))}: expected a file that can be written, .*nowhere"):
+        make_vlm().save(path)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(saved):
+    before = saved.read_bytes()
+    saved.with_name("x.vlm.pt.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"^{re.escape(str(saved))}: expected .* on a disk with room, got \S"):
+        make_vlm(1).save(saved)
+    assert saved.read_bytes() == before
+
+
 # ------------------------------------------------------------------------------------------------------ DAMSM
 
 

@@ -200,6 +200,9 @@ class VLM(nn.Module):
         Args:
             path: the file; its folder must exist. Written beside and renamed, so a killed save leaves the old file.
             half: store weights as float16, half the size. The file's fingerprints are those of the rounded weights.
+
+        Raises:
+            OSError: the file cannot be written; the message names it.
         """
         parts = self._parts()
         weights = {n: {k: _stored(v, half) for k, v in m.state_dict().items()} for n, m in parts.items()}
@@ -221,10 +224,7 @@ class VLM(nn.Module):
             "weights": weights,
             "scorer_trained_on": stamped,
         }
-        path = Path(path)
-        temporary = path.with_name(path.name + ".part")
-        torch.save(content, temporary)
-        os.replace(temporary, path)
+        write_file(content, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike, map_location: str | torch.device = "cpu") -> VLM:
@@ -358,6 +358,22 @@ def read_file(path: str | os.PathLike, what: str) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path}: not a readable {what} ({type(error).__name__})") from error
+
+
+def write_file(content: object, path: str | os.PathLike) -> None:
+    """`torch.save` to a file beside `path`, then rename, so that a kill at any moment leaves a whole file.
+
+    Raises:
+        OSError: the file cannot be written; the message names it.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        torch.save(content, temporary)
+    except RuntimeError as error:  # torch's own for a missing folder, missing rights and a full disk alike
+        reason = " ".join(str(error).split())[:300]
+        raise OSError(f"{path}: expected a file that can be written, on a disk with room, got {reason}") from error
+    os.replace(temporary, path)
 
 
 def _check_content(content: object, path: str | os.PathLike, expected_format: str, newest_version: int) -> dict:

@@ -20,6 +20,7 @@ from baselines.dfgan.trainer import DFGAN
 from vlm_plugin import VLM
 from vlm_plugin.data import CaptionedImages, open_split
 from vlm_plugin.model import fingerprint
+from vlm_plugin.tools import evaluate as module
 from vlm_plugin.tools import examination, gan
 from vlm_plugin.tools.cli import main
 from vlm_plugin.tools.drawing import Painter, as_written, from_bytes, to_bytes
@@ -234,6 +235,21 @@ def test_results_elsewhere_show_the_run_as_well(run: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"--out .*00001-dfgan-vlm: expected a folder for .* got that of another run"):
         evaluate(run, count=4, out=other, device="cpu")
     assert (other / "options.json").stat().st_mtime_ns == before
+
+
+def test_without_a_place_for_results_nothing_is_scored(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "Examination", None)
+    (tmp_path / "file").write_text("no folder")
+    (run / "evaluation.json.part").mkdir()
+    for out, there in ((None, run), (tmp_path / "file" / "ev", tmp_path / "file" / "ev")):
+        message = rf"^{there / 'evaluation.json'}: expected a file that can be written, got "
+        with pytest.raises(OSError, match=message):
+            evaluate(run, out=out, device="cpu")
+    other = shutil.copytree(run, tmp_path / "00001-dfgan-vlm")
+    with pytest.raises(ValueError, match="got that of another run"):
+        evaluate(run, out=other, device="cpu")
 
 
 def test_a_checkpoint_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,13 @@ def test_a_finished_judge_is_left_alone_and_anything_else_refused(
     assert path.read_bytes() == before
 
 
+def test_without_a_place_for_the_file_nothing_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Judge", None)
+    (tmp_path / "judge.pt.part").mkdir()
+    with pytest.raises(OSError, match=rf"^{tmp_path / 'judge.pt'}: expected a file that can be written, got "):
+        train_judge(tiny.birds(), tmp_path / "judge.pt", device="cpu")
+
+
 def test_a_batch_larger_than_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "Judge", lambda: Judge(width=2))
     train_judge(tiny.birds(), tmp_path / "judge.pt", epochs=1, batch=64, device="cpu")

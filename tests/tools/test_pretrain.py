@@ -567,6 +567,7 @@ def test_a_finished_matcher_is_left_alone_and_anything_else_refused(
     whole = pretrain(tiny.birds(), out, **options)
     before = out.read_bytes()
     monkeypatch.setattr(module, "_step_losses", None)  # nothing trains from here on
+    out.with_name(out.name + ".part").mkdir()  # nor is anything written
     capsys.readouterr()
     assert pretrain(tiny.birds(), out, **options).fingerprint == whole.fingerprint
     assert capsys.readouterr().out == f"{out}: finished already\n"
@@ -586,6 +587,21 @@ def test_a_finished_matcher_is_left_alone_and_anything_else_refused(
         with pytest.raises(ValueError, match=rf"out: expected a new file, got {file}, made otherwise"):
             pretrain(tiny.birds(), file, **options)
         assert file.read_bytes() == before
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("where", ["file/a.vlm.pt", "taken.vlm.pt"])
+def test_without_a_place_for_the_matcher_nothing_trains(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "Evaluator", None)
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "taken.vlm.pt.part").mkdir()
+    words = ["--data", tiny.birds(), "--out", tmp_path / where, "--device", "cpu"]
+    assert main(["pretrain", *map(str, words)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"vlm-plugin pretrain: {tmp_path / where}: expected a file that can be written, got ")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.usefixtures("narrow")

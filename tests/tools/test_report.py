@@ -868,6 +868,17 @@ def test_bad_arguments(run: Path, tmp_path: Path) -> None:
         write_report([run], tmp_path)
 
 
+@pytest.mark.parametrize("where", ["file/page.html", "taken.html"])
+def test_without_a_place_for_the_page_none_is_made(
+    run: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "render", None)
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "taken.html.part").mkdir()
+    with pytest.raises(OSError, match=rf"^{tmp_path / where}: expected a file that can be written, got "):
+        write_report([run], tmp_path / where)
+
+
 def test_the_command(pair: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     report.add_arguments(parser)

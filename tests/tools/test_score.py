@@ -551,6 +551,21 @@ def test_places_where_nothing_is_written(tmp_path: Path, out: str, message: str)
     assert (tmp_path / "c.txt").read_text(encoding="utf-8") == "a bird"
 
 
+@pytest.mark.parametrize("where", ["file/s.csv", "taken.csv"])
+def test_without_a_place_for_the_table_nothing_is_scored(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "score", None)
+    folder = paint(tmp_path / "pictures", "1.png")
+    (tmp_path / "file").write_text("a bird", encoding="utf-8")
+    (tmp_path / "taken.csv.part").mkdir()
+    with pytest.raises(OSError, match=rf"^{tmp_path / where}: expected a file that can be written, got "):
+        command(
+            "--vlm", tiny.matcher(), "--images", folder, "--captions", tmp_path / "file", "--out", tmp_path / where,
+            "--device", "cpu",
+        )  # fmt: skip
+
+
 def test_a_terminal_without_emoji(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = paint(tmp_path / "pictures", "1.png")
     (tmp_path / "c.txt").write_text("a 🐦 bird", encoding="utf-8")

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 from pathlib import Path
@@ -403,6 +404,45 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     training.save_atomically({"step": 3}, path)
     assert torch.load(path, weights_only=True) == {"step": 3}
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def test_a_save_that_cannot_be_written_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "checkpoint.pt"
+    with pytest.raises(OSError, match=rf"^{re.escape(str(path))}: expected a file that can be written, .*nowhere"):
+        training.save_atomically({"step": 1}, path)
+
+
+def test_a_place_to_write_to_is_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "x.pt"
+    training.check_writable(path)
+    assert list(path.parent.iterdir()) == []
+    path.write_text("old")
+    training.check_writable(path)
+    assert [(p.name, p.read_text()) for p in path.parent.iterdir()] == [("x.pt", "old")]
+
+
+@pytest.mark.parametrize("where", ["file/x.pt", "file/below/x.pt", "taken.pt"])
+def test_no_place_to_write_to_is_named(tmp_path: Path, where: str) -> None:
+    """Whoever runs this: rights, which do not stop everybody, are the next test's."""
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "taken.pt.part").mkdir()
+    path = tmp_path / where
+    with pytest.raises(OSError, match=rf"^{re.escape(str(path))}: expected a file that can be written, got \S"):
+        training.check_writable(path)
+    assert (tmp_path / "file").read_text() == "no folder"
+
+
+@pytest.mark.parametrize("what", ["open", "mkdir"])
+def test_a_folder_without_the_right_to_write_is_named(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, what, refuse)
+    path = tmp_path / "x.pt"
+    with pytest.raises(OSError, match=rf"^{re.escape(str(path))}: expected .*, got .*Permission denied: '{tmp_path}"):
+        training.check_writable(path)
 
 
 def test_failed_json_leaves_the_old_file(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def evaluate(
 
     Raises:
         BadSampleError: a picture cannot be read, and `skip_bad` is off. The message names it.
-        FileNotFoundError, ValueError: the message names the argument or file.
+        OSError, ValueError: the message names the argument or file.
     """
     training.check_seed(seed)
     source = Path(source)
@@ -102,6 +102,9 @@ def evaluate(
     skip_bad = skip_bad or saved.skip_bad
     records, lost = training.open_records(data, split, skip_bad)
     others = _others(data, split, skip_bad)[-min(count or len(records), len(records)) :]
+    network = None if inception is None else Inception(inception).to(place)
+    # Last of what may be refused, since it makes the folder, yet before any picture is read: it may not be writable.
+    folder = _folder(source, out, trainer)
     if skip_bad:
         records, unreadable = usable_records(records, painter.size, True)
         lost += unreadable
@@ -110,12 +113,11 @@ def evaluate(
     examination = Examination(
         data, records, others, painter.size, examiner,
         matcher=matcher, trained_with=trained_with, truth=truth, split=split, count=count, batch=batch, seed=seed,
-        inception=None if inception is None else Inception(inception).to(place),
+        inception=network,
     )  # fmt: skip
     if lost:
         left_out = f"{len(lost)} of the split's pictures are left out, as they cannot be read"
         examination.table.notes.append(f"{left_out} (the first: {lost[0]})")
-    folder = _folder(source, out, trainer)
     examination.add_real()
     label = source.absolute().name
     drawn = painter.all(examination.captions, batch)
@@ -199,7 +201,7 @@ def _folder(source: Path, out: str | Path | None, trainer: type[Trainer]) -> Pat
     folder = Path(out or source)
     if (folder / "checkpoint.pt").exists() and not (source.is_dir() and folder.samefile(source)):
         raise ValueError(f"--out {folder}: expected a folder for the results of {source}, got that of another run")
-    folder.mkdir(parents=True, exist_ok=True)
+    training.check_writable(folder / "evaluation.json")
     return folder
 
 

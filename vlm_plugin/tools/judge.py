@@ -136,7 +136,7 @@ def train_judge(
             raise ValueError(f"out: expected a new file, got {out}, made with {found}: name another one")
         print(f"{out}: finished already, with {notes}", flush=True)
         return Judge.load(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    training.check_writable(out)
     place = training.choose_device(device)
     dtype = training.choose_precision(place)
     torch.manual_seed(seed)

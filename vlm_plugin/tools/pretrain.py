@@ -418,7 +418,7 @@ def pretrain(
 
     Raises:
         BadSampleError: a picture cannot be used, and `skip_bad` is off. The message names it.
-        ValueError, FileNotFoundError: the message names the argument or file; or, with the first name that holds NaN or
+        OSError, ValueError: the message names the argument or file; or, with the first name that holds NaN or
             infinity, a training that broke down.
     """
     for name, value in (("encoder", encoder), ("embed_dim", embed_dim), ("image_weights", image_weights)):
@@ -441,7 +441,6 @@ def pretrain(
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"out: expected a file to write, got the folder {out}")
-    out.parent.mkdir(parents=True, exist_ok=True)
     state_file = out.with_name(out.name + ".state")
     place = training.choose_device(device)
     dtype = training.choose_precision(place, precision)
@@ -476,6 +475,7 @@ def pretrain(
     if out.exists() and state is None and _is_finished(out, settings, pictures):
         print(f"{out}: finished already", flush=True)
         return VLM.load(out)
+    training.check_writable(out)
     vlm.notes["pretraining"] = {**settings, "pictures": pictures}
     vlm.to(place)
     trained = [p for p in vlm.parameters() if p.requires_grad]

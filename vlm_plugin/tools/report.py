@@ -23,7 +23,7 @@ from vlm_plugin.model import read_file
 from vlm_plugin.tools import manifest
 from vlm_plugin.tools.charts import Curve, chart, swatch
 from vlm_plugin.tools.page import Html, element, join, page, picture, scroller
-from vlm_plugin.tools.training import Log
+from vlm_plugin.tools.training import Log, check_writable
 
 # Larger pictures are shrunk to this many pixels a side: twice of what a tile takes on a page.
 _SIDE, _WORD_SIDE = 160, 128
@@ -73,6 +73,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
     Raises:
         FileNotFoundError: a run has no evaluation.json.
+        OSError: `out` cannot be written.
         ValueError: no run, one given twice, a file of it is damaged, or runs that were evaluated in different ways; the
             message names the file, or each difference.
     """
@@ -86,8 +87,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     read = [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     for other in read[1:]:
         _check_comparable(read[0], other)
+    check_writable(out)
     text = render(read)
-    out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(out.name + ".part")
     unfinished.write_text(text, encoding="utf-8", newline="\n")
     os.replace(unfinished, out)

@@ -412,7 +412,7 @@ def run(arguments: argparse.Namespace) -> None:
     place = training.choose_device(arguments.device)
     captions = read_captions(arguments.captions, arguments.images)
     vlm = load_matcher(arguments.vlm, device=place)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    training.check_writable(out)
     rows = score(vlm, arguments.images, captions, batch=arguments.batch)
     write_scores(rows, out)
     text = f"{describe(rows)}\nmatcher {vlm.fingerprint} ({arguments.vlm})\nwrote {out}, best first"

@@ -25,6 +25,7 @@ import vlm_plugin
 from vlm_plugin import distributed
 from vlm_plugin.data import Problem, Record, Records, open_split
 from vlm_plugin.data.records import BadSampleError, stop
+from vlm_plugin.model import write_file
 
 # Samples drawn in the place of one that cannot be used.
 _ATTEMPTS = 100
@@ -463,11 +464,29 @@ class StopSignal:
 
 
 def save_atomically(content: object, path: str | os.PathLike) -> None:
-    """torch.save to a file beside `path`, then rename, so that a kill at any moment leaves a whole file."""
+    """torch.save to a file beside `path`, then rename, so that a kill at any moment leaves a whole file.
+
+    Raises:
+        OSError: the file cannot be written; the message names it.
+    """
+    write_file(content, path)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Find out before any work whether a file can be written: its folder is made, and an empty file beside it is tried.
+
+    Raises:
+        OSError: it cannot; the message names the file.
+    """
     path = Path(path)
+    # The name under which files here are written before they are renamed.
     temporary = path.with_name(path.name + ".part")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.open("ab").close()
+        temporary.unlink()
+    except OSError as error:
+        raise OSError(f"{path}: expected a file that can be written, got {error}") from error
 
 
 def write_json(content: object, path: str | os.PathLike) -> None:
