@@ -222,6 +222,50 @@ def test_earlier_results_are_kept(run: Path, capsys: pytest.CaptureFixture[str])
     assert {"evaluation-2.json", "evaluation-2.md", "report-1.html", "report.html"} <= {p.name for p in run.iterdir()}
 
 
+def test_earlier_pictures_are_kept_with_their_numbers(run: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    for count, pictures in ((7, True), (4, True), (3, False), (5, True)):
+        evaluate(run, count=count, out=there, pictures=pictures, device="cpu")
+    found = {}
+    for name in ("evaluation-1", "evaluation-2", "evaluation-3", "evaluation"):
+        folder = there / name.replace("evaluation", "pictures")
+        count = json.loads((there / f"{name}.json").read_text(encoding="utf-8"))["manifest"]["pictures"]
+        found[name] = count, len(list(folder.glob("*.png")))
+        if folder.exists():
+            with (folder / "captions.csv").open(encoding="utf-8", newline="") as file:
+                assert [row["file_name"] for row in csv.DictReader(file)] == sorted(
+                    p.name for p in folder.glob("*.png")
+                )
+    assert found == {"evaluation-1": (7, 7), "evaluation-2": (4, 4), "evaluation-3": (3, 0), "evaluation": (5, 5)}
+
+
+def test_what_an_evaluation_was_stopped_at_gets_a_number_of_its_own(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures without numbers must not come to lie beside those of another evaluation."""
+    there = tmp_path / "there"
+    evaluate(run, count=4, out=there, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Examination, "manifest", None)
+        with pytest.raises(TypeError):
+            evaluate(run, count=3, out=there, pictures=True, device="cpu")
+    evaluate(run, count=2, out=there, device="cpu")
+    assert result(there)["manifest"]["pictures"] == 2
+    names = {path.name for path in there.iterdir()}
+    assert {"evaluation-1.json", "pictures-2"} <= names
+    assert not {"pictures", "pictures-1", "evaluation-2.json"} & names
+
+
+def test_a_folder_of_pictures_that_is_somebody_elses_stays(run: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "pictures" / "theirs.png"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"a picture")
+    for _ in range(2):
+        evaluate(run, count=2, out=tmp_path, device="cpu")
+    assert theirs.read_bytes() == b"a picture"
+    assert (tmp_path / "evaluation-1.json").is_file()
+
+
 def test_results_elsewhere_show_the_run_as_well(run: Path, tmp_path: Path) -> None:
     folder = evaluate(run, count=4, out=tmp_path / "elsewhere", device="cpu")
     assert folder == tmp_path / "elsewhere"

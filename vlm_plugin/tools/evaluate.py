@@ -55,9 +55,9 @@ def evaluate(
     Args:
         source: a run's folder, a packaged start, or a published checkpoint.
         data: folder of captioned pictures; the run's own (else the synthetic birds) when left out.
-        out: folder for the results; the run's own, or a new one in runs/ for a file, when left out. Results that lie
-            there already are kept under a numbered name. Another folder also gets the run's log and settings, for the
-            report.
+        out: folder for the results; the run's own, or a new one in runs/ for a file, when left out. Results that
+            lie there already, and their pictures, are kept under a numbered name. Another folder also gets the run's
+            log and settings, for the report.
         split: which split's captions.
         count: how many captions, see `items`; all when left out.
         batch: pictures at a time; changes numbers by rounding alone.
@@ -119,12 +119,12 @@ def evaluate(
         left_out = f"{len(lost)} of the split's pictures are left out, as they cannot be read"
         examination.table.notes.append(f"{left_out} (the first: {lost[0]})")
     examination.add_real()
+    _keep(folder)
     label = source.absolute().name
     drawn = painter.all(examination.captions, batch)
     drawn = training.progress(drawn, total=-(-len(examination.captions) // batch), desc="drawing")
     examination.table.add(label, _written(drawn, folder, examination.captions) if pictures else drawn)
     manifest = examination.manifest(generator, truncation=truncation, ema=averaged if source.is_dir() else None)
-    _keep(folder)
     if source.is_dir() and not folder.samefile(source):
         for name in _OF_TRAINING:
             if (source / name).is_file():
@@ -206,13 +206,14 @@ def _folder(source: Path, out: str | Path | None, trainer: type[Trainer]) -> Pat
 
 
 def _keep(folder: Path) -> None:
-    """Put earlier results aside under the next free number."""
-    names = ("evaluation.json", "evaluation.md", "report.pt", "report.html")
-    there = [folder / name for name in names if (folder / name).exists()]
+    """Put earlier results aside under the next number that is free for all of them: what has one number is one's."""
+    paths = [folder / name for name in ("evaluation.json", "evaluation.md", "report.pt", "report.html", "pictures")]
+    # Pictures without captions.csv were not written here: they may be somebody's data.
+    there = [path for path in paths if path.is_file() or (path / "captions.csv").is_file()]
     if not there:
         return
     number = 1
-    while any(path.with_stem(f"{path.stem}-{number}").exists() for path in there):
+    while any(path.with_stem(f"{path.stem}-{number}").exists() for path in paths):
         number += 1
     for path in there:
         path.rename(path.with_stem(f"{path.stem}-{number}"))
