@@ -281,6 +281,12 @@ def test_inception_weights_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "other.pth").write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"--inception .*other\.pth: expected torch-fidelity's Inception weights"):
         Inception(tmp_path / "other.pth")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth: expected .* weights, got .*Missing key") as caught:
+        Inception(tmp_path / "other.pth")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 400 + len(str(tmp_path))
 
 
 def test_inception_numbers_are_those_of_torchmetrics_called_by_hand() -> None:

@@ -156,7 +156,10 @@ class Inception(nn.Module):
         except ModuleNotFoundError as error:
             raise ImportError('--inception needs torch-fidelity: pip install "vlm-plugin[eval]"') from error
         except Exception as error:
-            raise ValueError(f"--inception {path}: expected torch-fidelity's Inception weights ({error})") from error
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"--inception {path}: expected torch-fidelity's Inception weights, got {reason}"
+            ) from error
         self.checksum = hashlib.sha256(path.read_bytes()).hexdigest()
 
     @torch.no_grad()
