@@ -507,7 +507,7 @@ def digest(lines: Iterable[str]) -> str:
 
 
 def digest_records(records: Iterable[Record]) -> str:
-    """Names the keys and captions of pictures, in their order."""
+    """Names the keys and captions of pictures, in their order; not the pixels, which would all have to be read."""
     return digest(line for record in records for line in (record.key, *record.captions))
 
 
