@@ -181,21 +181,24 @@ def test_a_bare_generator(tmp_path: Path, matcher: VLM, kind: str, prefix: str) 
 @both
 def test_what_a_file_tells_beside_weights(tmp_path: Path, matcher: VLM, kind: str) -> None:
     trainer, name = build(kind, matcher, 1), fingerprint(matcher.text_encoder)
-    plain = "0123" if kind == "attngan" else None  # whose DAMSM loss comes from the matcher
-    run = write_run(kind, trainer, matcher, tmp_path / "run", data="birds", max_words=9, matcher="0123")
-    assert KINDS[kind].read(run)[1:] == (True, "words.pt", name, 9, Path("birds"), plain)
+    taught = frozenset({"0123"})
+    plain = taught if kind == "attngan" else frozenset()  # AttnGAN's DAMSM loss comes from the matcher
+    run = write_run(kind, trainer, matcher, tmp_path / "run", data="birds", max_words=9, matcher="0123", skip_bad=True)
+    assert KINDS[kind].read(run)[1:] == (True, "words.pt", name, 9, Path("birds"), plain, True)
     run = write_run(kind, trainer, matcher, tmp_path / "dual", vlm="dual.vlm.pt", text_encoder=None, matcher="0123")
-    assert KINDS[kind].read(run)[1:] == (True, "dual.vlm.pt", name, None, None, "0123")
-    for with_vlm, expected in ((True, "0123"), (False, plain)):
+    assert KINDS[kind].read(run)[1:] == (True, "dual.vlm.pt", name, None, None, taught, False)
+    run = write_run(kind, trainer, matcher, tmp_path / "later", matcher="0123", trained_with=["45", "67"])
+    assert KINDS[kind].read(run).trained_with == {"45", "67"}
+    for with_vlm, expected in ((True, taught), (False, plain)):
         notes = {**notes_of(kind, matcher, normalise_text=True), "matcher": "0123", "with_vlm": with_vlm}
         trainer.save_start(tmp_path / "start.pt", notes)
-        assert KINDS[kind].read(tmp_path / "start.pt")[1:] == (True, PACKAGED, name, None, None, expected)
+        assert KINDS[kind].read(tmp_path / "start.pt")[1:] == (True, PACKAGED, name, None, None, expected, False)
     trainer.normalise_text = False
     run = write_run(kind, trainer, matcher, tmp_path / "unscaled")
     assert not KINDS[kind].read(run).normalise_text
     assert not KINDS[kind].read(write(kind, "start", trainer, matcher, tmp_path)).normalise_text
     published = write(kind, "published", trainer, matcher, tmp_path)
-    assert KINDS[kind].read(published)[1:] == (False, None, None, None, None, None)
+    assert KINDS[kind].read(published)[1:] == (False, None, None, None, None, frozenset(), False)
 
 
 @both
