@@ -1038,14 +1038,14 @@ def test_without_arguments_it_starts_from_the_packaged_generator(
     options = options_of(folder)
     assert options["start"] == str(baseline / "assets" / "birds.pt")
     assert (options["vlm"], options["data"]) == (PACKAGED, None)
-    assert len(open_split(tmp_path / "data" / "birds", "train")) == 12
+    assert len(open_split(tmp_path / gan.BIRDS_FOLDER, "train")) == 12
     # "before" is what the other run ended with, as float16 keeps it.
     average = checkpoint(finished.folder)["trainer"]["average"]
     trainers[0].average.load_state_dict(
         {key: value.half().float() if value.is_floating_point() else value for key, value in average.items()}
     )
     matcher = VLM.load(tiny.matcher())
-    captions = [record.captions[i % 10] for i, record in enumerate(open_split(tmp_path / "data" / "birds", "test"))]
+    captions = [record.captions[i % 10] for i, record in enumerate(open_split(tmp_path / gan.BIRDS_FOLDER, "test"))]
     expected = Painter(trainers[0].sample, matcher, trainers[0].noise_dim).some(captions, range(10))
     before = torch.load(folder / "before.pt", weights_only=True)["pictures"]
     # A level of 256 at most, where rounding falls to the other side.
