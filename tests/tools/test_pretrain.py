@@ -475,8 +475,8 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The file has the best epoch's weights; those of the last epoch are in the state, which goes when a run is done.
-    states, save = [], module.training.save_atomically
-    monkeypatch.setattr(module.training, "save_atomically", lambda c, p: (states.append(copy.deepcopy(c)), save(c, p)))
+    states, save = [], module.write_file
+    monkeypatch.setattr(module, "write_file", lambda c, p: (states.append(copy.deepcopy(c)), save(c, p)))
     whole = pretrain(tiny.birds(), tmp_path / "new" / "whole.vlm.pt", **RUN)
     last = states[-1]
     printed = capsys.readouterr().out
@@ -542,16 +542,16 @@ def test_a_kill_between_matcher_and_state_loses_nothing(tmp_path: Path, monkeypa
     options = {**RUN, "epochs": 1}
     whole = pretrain(tiny.birds(), tmp_path / "whole.vlm.pt", **options)
     out = tmp_path / "cut.vlm.pt"
-    original = module.training.save_atomically
+    original = module.write_file
 
     def die(content: object, path: Path) -> None:
         original(content, path)
         raise KeyboardInterrupt
 
-    for step in ("save_atomically", None):
+    for killed in (True, False):
         with monkeypatch.context() as patch:
-            if step:
-                patch.setattr(module.training, step, die)
+            if killed:
+                patch.setattr(module, "write_file", die)
                 with pytest.raises(KeyboardInterrupt):
                     pretrain(tiny.birds(), out, **options)
             else:
@@ -612,7 +612,7 @@ def test_a_kill_before_the_first_state_begins_anew(tmp_path: Path, monkeypatch: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.training, "save_atomically", die)
+        patch.setattr(module, "write_file", die)
         with pytest.raises(KeyboardInterrupt):
             pretrain(tiny.birds(), out, **RUN)
     assert VLM.load(out).notes["pretraining"]["epochs_done"] == 1

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from vlm_plugin.matching import region_attention
-from vlm_plugin.model import VLM
-from vlm_plugin.tools import training
+from vlm_plugin.model import VLM, write_file
 from vlm_plugin.tools.drawing import to_bytes
 
 EXTREMES = 8
@@ -69,4 +68,4 @@ def save_gallery(
     """
     content = {"captions": list(captions), "pictures": {name: to_bytes(p) for name, p in pictures.items()}}
     content |= {"best": best, "worst": worst, "attention": [dict(row) for row in attention]}
-    training.save_atomically({k: v for k, v in content.items() if v is not None}, path)
+    write_file({k: v for k, v in content.items() if v is not None}, path)

@@ -20,7 +20,7 @@ from vlm_plugin.data import CaptionedImages, Record, find_truth, make_birds
 from vlm_plugin.data.dataset import Batch, Collate
 from vlm_plugin.data.records import BadSampleError
 from vlm_plugin.finite import not_finite
-from vlm_plugin.model import fingerprint, read_file
+from vlm_plugin.model import fingerprint, read_file, write_file
 from vlm_plugin.tools import training
 from vlm_plugin.tools.matchers import PACKAGED, load_matcher, marks
 from vlm_plugin.tools.sampling import read_captions, sample
@@ -449,7 +449,7 @@ def _train(
 
 def _save(trainer: Trainer, step: int, run_folder: Path) -> None:
     if distributed.rank() == 0:
-        training.save_atomically({"step": step, "trainer": trainer.state()}, run_folder / "checkpoint.pt")
+        write_file({"step": step, "trainer": trainer.state()}, run_folder / "checkpoint.pt")
 
 
 def _check_finite(content: Mapping[str, Any], step: int, run_folder: Path, kept: int) -> None:

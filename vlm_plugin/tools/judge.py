@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vlm_plugin.data import BirdTruth, CaptionedImages, Record, collate, find_truth, open_split
 from vlm_plugin.data.birds import ATTRIBUTES, said_by
-from vlm_plugin.model import ASSETS, read_checkpoint
+from vlm_plugin.model import ASSETS, read_checkpoint, write_file
 from vlm_plugin.tools import training
 
 _FORMAT = "vlm_plugin.Judge"
@@ -89,7 +89,7 @@ class Judge(nn.Module):
         """Write weights (as float16), accuracies and notes to one file."""
         weights = {k: v.cpu().half() if v.is_floating_point() else v.cpu() for k, v in self.state_dict().items()}
         content = {"format": _FORMAT, "version": 1, "width": self.width, "weights": weights}
-        training.save_atomically({**content, "accuracy": self.accuracy, "notes": notes or {}}, path)
+        write_file({**content, "accuracy": self.accuracy, "notes": notes or {}}, path)
 
 
 def attribute_accuracy(found: Tensor, captions: Sequence[str]) -> Tensor:

@@ -28,7 +28,7 @@ from vlm_plugin.encoders import LSTMTextEncoder, build_image_encoder
 from vlm_plugin.features import Features
 from vlm_plugin.finite import not_finite
 from vlm_plugin.matching import contrastive_loss, global_scores, local_scores, matched_loss
-from vlm_plugin.model import VLM, fingerprint, read_file
+from vlm_plugin.model import VLM, fingerprint, read_file, write_file
 from vlm_plugin.scorer import MatchingScoreBlock
 from vlm_plugin.tools import training
 from vlm_plugin.tools.matchers import damsm_pair
@@ -552,7 +552,7 @@ def pretrain(
         vlm.notes["pretraining"]["epochs_done"] = epoch + 1
         # The matcher before the state: a kill between the two repeats the epoch and loses nothing.
         _save(vlm, best, out, ceiling, held_out_name, half)
-        training.save_atomically(
+        write_file(
             {
                 "settings": settings, "pictures": pictures, "vlm": vlm.state_dict(),
                 "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),

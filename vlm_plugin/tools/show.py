@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlm_plugin import VLM, distributed
 from vlm_plugin.data import BirdTruth, Record, Records
-from vlm_plugin.model import read_file
+from vlm_plugin.model import read_file, write_file
 from vlm_plugin.tools import pictures, training
 from vlm_plugin.tools.drawing import Painter, from_bytes, to_bytes
 from vlm_plugin.tools.evaluation import Named
@@ -63,7 +63,7 @@ class Show:
         """Keep the generator's present pictures, also across a kill."""
         if distributed.rank() == 0:
             content = {"pictures": torch.cat(list(self._drawn())), "shown": self.examination.draw_shown(self.painter)}
-            training.save_atomically({k: to_bytes(v) for k, v in content.items()}, self.folder / f"{name}.pt")
+            write_file({k: to_bytes(v) for k, v in content.items()}, self.folder / f"{name}.pt")
 
     def grid(self, name: str, path: Path) -> None:
         """A captioned grid of the present generator at the fixed noise."""

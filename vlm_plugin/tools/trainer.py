@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vlm_plugin import VLM, DualVLMLoss, Features, distributed
 from vlm_plugin.data.dataset import Batch
 from vlm_plugin.matching import unit
-from vlm_plugin.model import fingerprint, read_checkpoint, read_file
+from vlm_plugin.model import fingerprint, read_checkpoint, read_file, write_file
 from vlm_plugin.tools import training
 from vlm_plugin.tools.matchers import PACKAGED
 
@@ -167,7 +167,7 @@ class Trainer(abc.ABC):
         networks = {"generator": self.average, **self.discriminators}
         weights = {n: {k: _halved(v) for k, v in m.state_dict().items()} for n, m in networks.items()}
         content = {"format": f"vlm_plugin.{self.name}", "version": 1, "notes": dict(notes), "weights": weights}
-        training.save_atomically(content, path)
+        write_file(content, path)
 
     def load_start(self, path: Path, matcher: VLM, *, discriminators: bool = True) -> list[str]:
         """Begin from saved networks (see `read`); optimisers start anew.

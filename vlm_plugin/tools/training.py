@@ -25,7 +25,6 @@ import vlm_plugin
 from vlm_plugin import distributed
 from vlm_plugin.data import Problem, Record, Records, open_split
 from vlm_plugin.data.records import BadSampleError, stop
-from vlm_plugin.model import write_file
 
 # Samples drawn in the place of one that cannot be used.
 _ATTEMPTS = 100
@@ -461,15 +460,6 @@ class StopSignal:
     def _restore(self) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
-
-
-def save_atomically(content: object, path: str | os.PathLike) -> None:
-    """torch.save to a file beside `path`, then rename, so that a kill at any moment leaves a whole file.
-
-    Raises:
-        OSError: the file cannot be written; the message names it.
-    """
-    write_file(content, path)
 
 
 def check_writable(path: str | os.PathLike) -> None:
