@@ -22,7 +22,7 @@ HALVES = {"vlm": "the text half alone", "vvm": "the visual half alone"}
 # The text half at so many times the weights of both has about their gradient at the picture (arms.py).
 EQUAL_GRADIENT = 1.2
 # Arms that are no part of the dual loss as it ships but another loss.
-INSTEAD = ("global contrastive", "DAMSM", "feature matching")
+INSTEAD = ("global contrastive", "DAMSM", "feature matching", "plain, DAMSM x 16")
 # Measure -> title, and digits after the point.
 MEASURES = {
     "attribute_accuracy": ("attribute accuracy", 3),
@@ -211,10 +211,11 @@ def _others(both: Row, legs: Iterable[Row]) -> list[Row]:
     alternatives at any, and the text half at equal gradient too."""
 
     def is_part(row: Row) -> bool:
-        return row.factor == both.factor or (row.arm == "vlm" and _has_equal_gradient(row, both))
+        same = row.factor == both.factor or (row.arm == "vlm" and _has_equal_gradient(row, both))
+        return same and not ARMS[row.arm].is_recipe
 
     rows = [row for row in legs if row.steps == both.steps and row.arm not in ("plain", "both")]
-    rows = [row for row in rows if not ARMS[row.arm].is_recipe and (row.arm in INSTEAD or is_part(row))]
+    rows = [row for row in rows if row.arm in INSTEAD or is_part(row)]
     return sorted(rows, key=lambda row: (list(ARMS).index(row.arm), row.factor))
 
 
