@@ -205,7 +205,7 @@ class Grid:
             seconds = (folder / "checkpoint.pt").stat().st_mtime - (folder / "before.pt").stat().st_mtime
             content["seconds_per_step"] = seconds / steps
         earlier = self._read(run)
-        content |= {name: earlier[name] for name in ("seconds_per_step",) if name in earlier}
+        content |= {name: earlier[name] for name in ("seconds_per_step", "before") if name in earlier}
         training.write_json(content | {"legs": [*earlier.get("legs", ()), leg]}, self.results / f"{run.name}.json")
 
     def _process(self, words: Sequence[object], output: Path, place: dict[str, str]) -> None:

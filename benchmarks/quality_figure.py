@@ -34,14 +34,15 @@ def points(results: Path) -> dict[str, dict[str, Any]]:
     for baseline in NAMES:
         runs = runs_of(results, PROTOCOL, baseline)
         legs = legs_of(runs)
-        before = [[run["before"][m] for m in ("frechet_distance", "attribute_accuracy")] for run in runs]
+        measures = ("frechet_distance", "attribute_accuracy")
+        before = [[run["before"][m] for m in measures] for run in runs if "before" in run]
         found[baseline] = {"before": before[0] if before else None}
         for arm in LINES:
             factor = 1.0 if arm == "plain" else SHIPPED[baseline]
             line = []
             for steps in PROTOCOLS[PROTOCOL].legs:
                 seeds = list(legs.get(Row(arm, factor, steps), {}).values())
-                columns = [[leg[m] for leg in seeds] for m in ("frechet_distance", "attribute_accuracy")]
+                columns = [[leg[m] for leg in seeds] for m in measures]
                 if seeds:
                     spreads = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
                     values = [*map(statistics.fmean, columns), *spreads]

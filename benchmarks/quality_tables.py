@@ -153,9 +153,13 @@ def _comparison(protocol: str, baseline: str, runs: Sequence[dict[str, Any]]) ->
     head = ["arm", "steps", "seeds", *(MEASURES[m][0] for m in measures), f"{MEASURES[headline][0]} over plain", "p"]
     lines = []
     for name in ("real", "before"):
-        if first := next((run[name] for run in runs if name in run), None):
-            values = [_number([first[m]] if m in first else [], m) for m in measures]
-            lines.append([name, "", "", *values, "", "", ""])
+        by_seed = {run["seed"]: run[name] for run in runs if name in run}
+        # The real pictures are one set, the packaged start is one; untrained generators are as many as seeds.
+        one = name == "real" or PROTOCOLS[protocol].from_start
+        rows = list(by_seed.values())[: 1 if one else None]
+        if rows:
+            values = [_number([row[m] for row in rows if m in row], m) for m in measures]
+            lines.append([name, "", "" if one else str(len(rows)), *values, "", "", ""])
     for row in sorted(legs, key=lambda row: (row.steps, list(ARMS).index(row.arm), row.factor)):
         plain = legs.get(Row("plain", 1.0, row.steps), {})
         over = [] if row.arm == "plain" else differences(legs[row], plain, headline)

@@ -96,13 +96,18 @@ def measure(folder: Path, split: str, count: int, size: int) -> dict[str, dict[s
 
     painter = painter_of(generator, saved, matcher)
     images = CaptionedImages(records, size, train=False)
-    real = judged(torch.stack([images[item.record].image for item in chosen]))
+    # Each real picture once, however many of its captions are drawn: as the distance is measured.
+    once: dict[int, int] = {}
+    for number, item in enumerate(chosen):
+        once.setdefault(item.record, number)
+    real = judged(torch.stack([images[record].image for record in once]))
     fake = judged(torch.cat(list(painter.all(captions))))
     background = list(ATTRIBUTES).index("background")
+    told = {"real": [captions[number] for number in once.values()], "generated": captions}
     rows = {}
     for name, (_, found) in (("real", real), ("generated", fake)):
         rows[name] = {
-            "spill": spill(found, *said_by(captions)),
+            "spill": spill(found, *said_by(told[name])),
             "backgrounds": apart(found[:, background], real[1][:, background]),
         }
     rows["generated"] |= dict(zip(("means", "covariances"), parts_of_distance(real[0], fake[0]), strict=True))

@@ -138,12 +138,24 @@ def test_the_table(tmp_path: Path) -> None:
     assert rows["vvm", "400"][-3:] == ["+0.040", "", "0.50"]
     assert rows["plain", "1400"][1] == "0.500 ± 0.000"
     assert rows["real", ""][1:4] == ["", "", "0.700"]
-    assert rows["before", ""][1] == "0.250"
+    assert rows["before", ""][:2] == ["", "0.250"]
     # 800 steps at 0.8 seconds.
     assert "Not run: vlm, both minus vlm_local," in table(tmp_path)
     assert "feature matching; at most 11 minutes of one core each for 800 steps of a seed." in table(tmp_path)
     assert "rougher" not in table(tmp_path)
     assert table(tmp_path / "nothing") == ""
+
+
+def test_untrained_generators_differ_by_seed(tmp_path: Path) -> None:
+    for seed, before in enumerate([0.20, 0.22]):
+        for arm in ("plain", "both"):
+            run = Run("scratch", "dfgan", arm, seed)
+            numbers = dict.fromkeys(MEASURES, before)
+            content = run._asdict() | {"real": {"vlms": 0.7}, "before": numbers, "legs": [{"steps": 500, **numbers}]}
+            (tmp_path / f"{run.name}.json").write_text(json.dumps(content))
+    rows = cells(table(tmp_path))
+    assert rows["before", ""][:2] == ["2", "0.210 ± 0.014"]
+    assert rows["real", ""][0] == ""
 
 
 def test_both_halves_against_either_and_against_the_same_time(tmp_path: Path) -> None:

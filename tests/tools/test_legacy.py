@@ -130,6 +130,9 @@ HOST = {
         torch.cuda.set_device(0)
         print("cuda", torch.ones(1).cuda(0).device, next(torch.nn.Linear(1, 1).cuda().parameters()).device)
         print("cuda", torch.cuda.FloatTensor(torch.ones(2).size()).zero_().tolist())
+        gathered = [torch.zeros(2) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(gathered, torch.ones(2), async_op=False)
+        print("gathered", torch.cat(gathered).tolist())
         sys.exit(7)
     """,
     "code/broken.py": """
@@ -170,6 +173,7 @@ loss 3.00 [1.0, [1.0]]
 scalar 1 [1.0, 1.0]
 cuda cpu cpu
 cuda [0.0, 0.0]
+gathered [1.0, 1.0]
 """
 
 WORDS = {

@@ -11,10 +11,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import tiny
+import yaml
 
 import vlm_plugin
 from vlm_plugin.tools import patch
 from vlm_plugin.tools.cli import main, parser
+from vlm_plugin.tools.settings import read_config
 
 COMMITS = {
     "attngan": ("taoxugit/AttnGAN", "0d000e652b407e976cb88fab299e8566f3de8a37"),
@@ -103,6 +106,26 @@ class TestPatches:
         assert "HOST_DIR/bird.vlm.pt" in content.advice
         commands = re.findall(r"vlm-plugin (.*)", content.advice.replace("\\\n", ""))
         assert [parser().parse_args(shlex.split(words)).command for words in commands] == ["pretrain", "run-legacy"]
+
+    def test_advice_fits_a_folder_of_any_name(self, name: str) -> None:
+        host = Path("/tmp/my host's DF")
+        advice = patch._advice(patch.read_patch(patch.PATCHES / f"{name}.patch"), host)
+        (command,) = (line for line in advice.splitlines() if "run-legacy" in line)
+        assert shlex.split(command)[:3] == ["vlm-plugin", "run-legacy", str(host)]
+        (line,) = (line for line in advice.splitlines() if "bird.vlm.pt'" in line)
+        assert list(yaml.safe_load(line).values()) == [f"{host}/bird.vlm.pt"]
+
+    def test_our_trainers_read_a_config_with_its_keys(self, name: str, tmp_path: Path) -> None:
+        folder = tiny.ROOT / "baselines" / name
+        keys = {"VLM": "x.pt", "LAMBDA_VVM": 0.3, "LAMBDA_VLM": 0.4}
+        content = {"CONFIG_NAME": "x", "TRAIN": keys} if name == "attngan" else {k.lower(): v for k, v in keys.items()}
+        file = tmp_path / "host.yml"
+        file.write_text(yaml.safe_dump({"CONFIG_NAME": "x", **content}))
+        files = patch.read_patch(patch.PATCHES / f"{name}.patch").files
+        added = "".join(line for part in files for hunk in part.hunks for line in hunk.lines)
+        assert all(key in added for key in (keys if name == "attngan" else content))
+        settings = read_config(file, folder).settings.vlm
+        assert (settings.lambda_vvm, settings.lambda_vlm) == (0.3, 0.4)
 
     def test_is_at_most_ten_insertions(self, name: str) -> None:
         lines = (patch.PATCHES / f"{name}.patch").read_text(encoding="utf-8").splitlines()

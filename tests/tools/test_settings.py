@@ -46,6 +46,9 @@ TRAIN:
         GAMMA2: 2.5
         GAMMA3: 3.5
         LAMBDA: 4
+    VLM: moths.vlm.pt
+    LAMBDA_VVM: 0.3
+    LAMBDA_VLM: 0.7
 GAN:
     DF_DIM: 8
     GF_DIM: 12
@@ -62,7 +65,7 @@ TEXT:
 ATTNGAN_SETTINGS = {
     "stages": 2, "base_size": 32, "batch": 7, "workers": 3, "discriminator_lr": 0.0003, "generator_lr": 0.0005,
     "df_dim": 8, "gf_dim": 12, "z_dim": 50, "condition_dim": 40, "residual_blocks": 1,
-    "damsm": {"weight": 4, "gamma1": 1.5, "gamma2": 2.5, "gamma3": 3.5},
+    "damsm": {"weight": 4, "gamma1": 1.5, "gamma2": 2.5, "gamma3": 3.5}, "vlm": {"lambda_vvm": 0.3, "lambda_vlm": 0.7},
 }  # fmt: skip
 ATTNGAN_ARGUMENTS = {
     "data": "moths/data", "text_encoder": "moths/text.pth", "epochs": 11, "max_words": 21, "train": True,
@@ -99,13 +102,18 @@ samples_save_dir: moths/samples
 checkpoint: moths/state_epoch_007.pth
 save_image: True
 val_save_dir: moths/pictures
+vlm: moths.vlm.pt
+lambda_vvm: 0.3
+lambda_vlm: 0.7
 TEXT:
     WORDS_NUM: 21
     EMBEDDING_DIM: 128
     CAPTIONS_PER_IMAGE: 5
     DAMSM_NAME: moths/text.pth
     """
-DFGAN_SETTINGS = {"image_size": 128, "z_dim": 50, "batch": 7, "nf": 12}
+DFGAN_SETTINGS = {
+    "image_size": 128, "z_dim": 50, "batch": 7, "nf": 12, "vlm": {"lambda_vvm": 0.3, "lambda_vlm": 0.7},
+}  # fmt: skip
 DFGAN_ARGUMENTS = {
     "data": "moths/data", "text_encoder": "moths/text.pth", "sample_from": "moths/state_epoch_007.pth", "epochs": 11,
     "seed": 3, "max_words": 21,
@@ -227,7 +235,8 @@ def test_every_key_arrives(tmp_path: Path, family: str, text: str, settings: dic
     bird = load(family, "bird.yml")
     assert all(value != bird[name] for name, value in settings.items())
     config = read(tmp_path, family, text)
-    assert config.settings == bird | settings
+    sections = {name: bird[name] | value for name, value in settings.items() if isinstance(value, dict)}
+    assert config.settings == bird | settings | sections
     assert config.arguments == arguments
     # As deep as ours: what was nested is read by attribute.
     assert config.settings.vlm.augment is bird["vlm"]["augment"]

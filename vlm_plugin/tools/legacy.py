@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.utils.model_zoo
 import torchvision
 from PIL import ImageFont
@@ -166,10 +167,24 @@ def _supply_torch() -> None:
     torch.Tensor.__getitem__ = lambda tensor, index: (
         tensor if index.__class__ is int and index == 0 and tensor.dim() == 0 else getitem(tensor, index)
     )
+    _supply_single_process()
     if not torch.cuda.is_available():
         torch.Tensor.cuda = lambda tensor, *_, **__: tensor
         torch.cuda.set_device = lambda device: None
         torch.cuda.FloatTensor = torch.FloatTensor
+
+
+def _supply_single_process() -> None:
+    """DF-GAN gathers the features of its FID from every process, and asks for them without any process group too."""
+    world_size, all_gather = dist.get_world_size, dist.all_gather
+
+    def gather(parts: list[torch.Tensor], tensor: torch.Tensor, *args: object, **options: object) -> object:
+        if dist.is_initialized():
+            return all_gather(parts, tensor, *args, **options)
+        return parts[0].copy_(tensor)
+
+    dist.get_world_size = lambda *args, **options: world_size(*args, **options) if dist.is_initialized() else 1
+    dist.all_gather = gather
 
 
 def run_legacy(host: str | Path, words: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -218,7 +219,9 @@ def _fork(patch: Patch, host: Path, files: Sequence[_HostFile], task: str) -> in
 
 
 def _advice(patch: Patch, host: Path) -> str:
-    return patch.advice.replace("HOST_DIR", str(host))
+    """The patch's advice for this folder, whatever its name: quoted for YAML, where it stands in quotes, or a shell."""
+    yaml = re.sub("'HOST_DIR([^']*)'", lambda found: "'" + f"{host}{found[1]}".replace("'", "''") + "'", patch.advice)
+    return yaml.replace("HOST_DIR", shlex.quote(str(host)))
 
 
 def patch_host(host: Path, *, check: bool = False, revert: bool = False) -> int:
