@@ -120,6 +120,7 @@ ARMS: dict[str, Arm] = {
     "global contrastive, rates x 2": Arm(("vlm_global",), lambda_vlm=1.6, changes=_TWICE, is_recipe=True),
     "plain, DAMSM x 4": Arm(changes={"damsm": {"weight": 0.2}}, is_recipe=True),
     "plain, DAMSM x 16": Arm(changes={"damsm": {"weight": 0.8}}, is_recipe=True),
+    "plain, DAMSM x 32": Arm(changes={"damsm": {"weight": 1.6}}, is_recipe=True),
     "plain, generator rate x 2": Arm(changes={"generator_lr": 4e-4}, is_recipe=True),
     "plain, rates x 2": Arm(changes=_TWICE, is_recipe=True),
     "the judge's own loss*": Arm(alternative="judge", lambda_vlm=1.1, is_recipe=True),
