@@ -9,16 +9,17 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.quality_plan import NAMES, PROTOCOLS, SHIPPED
+from benchmarks.quality_plan import ARMS, NAMES, PROTOCOLS, SHIPPED
 from benchmarks.quality_tables import Row, legs_of, runs_of
 
-# Arm, or part of its name -> what the picture calls it, and its colour; of weights, those that ship.
+# Arm -> what the picture calls it, and its colour; of weights, those that ship.
 LINES = {
     "plain": ("plain", "#555555"),
     "both": ("dual loss", "#c0392b"),
     "vlm": ("text half", "#e59866"),
     "vvm": ("visual half", "#8e44ad"),
     "DAMSM": ("DAMSM", "#2471a3"),
+    "plain, DAMSM x 16": ("DAMSM x 16", "#2471a3"),
     "global contrastive": ("CLIP-like", "#229954"),
 }
 PROTOCOL = "continued"
@@ -38,7 +39,7 @@ def points(results: Path) -> dict[str, dict[str, Any]]:
         before = [[run["before"][m] for m in measures] for run in runs if "before" in run]
         found[baseline] = {"before": before[0] if before else None}
         for arm in LINES:
-            factor = 1.0 if arm == "plain" else SHIPPED[baseline]
+            factor = 1.0 if ARMS[arm].is_plain else SHIPPED[baseline]
             line = []
             for steps in PROTOCOLS[PROTOCOL].legs:
                 seeds = list(legs.get(Row(arm, factor, steps), {}).values())
