@@ -44,10 +44,9 @@ class Painter:
         self._draw, self._matcher, self._noise_dim = draw, matcher, noise_dim
         self.seed, self.truncation = seed, truncation
 
-    @property
     @torch.no_grad()
     def size(self) -> int:
-        """Side S of the pictures."""
+        """Side S of the pictures; one is drawn to find out."""
         noise = self._noise(0)[None].to(self._matcher.device)
         word = torch.ones(1, 1, dtype=torch.int64)
         return self._draw(noise, self._matcher.encode_tokens(word, word[0])).shape[-1]

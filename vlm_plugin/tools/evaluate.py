@@ -105,13 +105,14 @@ def evaluate(
     network = None if inception is None else Inception(inception).to(place)
     # Last of what may be refused, since it makes the folder, yet before any picture is read: it may not be writable.
     folder = _folder(source, out, trainer)
+    size = painter.size()
     if skip_bad:
-        records, unreadable = usable_records(records, painter.size, True)
+        records, unreadable = usable_records(records, size, True)
         lost += unreadable
         if others:
-            others, _ = usable_records(others, painter.size, True)
+            others, _ = usable_records(others, size, True)
     examination = Examination(
-        data, records, others, painter.size, examiner,
+        data, records, others, size, examiner,
         matcher=matcher, trained_with=trained_with, truth=truth, split=split, count=count, batch=batch, seed=seed,
         inception=network,
     )  # fmt: skip

@@ -324,17 +324,19 @@ def _saved_options(name: str, arguments: argparse.Namespace) -> dict[str, Any] |
         options = json.loads((arguments.resume / "options.json").read_text(encoding="utf-8"))
         if options["baseline"] != name:
             raise ValueError(f"--resume {arguments.resume}: a run of {options['baseline']}")
-        # The same files may have moved: that they are the same is checked where they are read.
-        for moved in ("data", "vlm", "text_encoder"):
-            path = getattr(arguments, moved)
-            if path is not None and moved != "data" and options[moved] is None:
-                other = "text_encoder" if moved == "vlm" else "vlm"
-                raise ValueError(
-                    f"--{moved.replace('_', '-')}: {arguments.resume} was begun without: its matcher is "
-                    f"--{other.replace('_', '-')} {options[other]}"
-                )
-            options[moved] = options[moved] if path is None else _in_full(path)
-    return options
+        return options | _moved(options, arguments)
+
+
+def _moved(options: Mapping[str, Any], arguments: argparse.Namespace) -> dict[str, str]:
+    """Where files of a resumed run lie now; that they are the same is checked where they are read."""
+    for name, other in (("vlm", "text_encoder"), ("text_encoder", "vlm")):
+        if getattr(arguments, name) is not None and options[name] is None:
+            raise ValueError(
+                f"--{name.replace('_', '-')}: {arguments.resume} was begun without: its matcher is "
+                f"--{other.replace('_', '-')} {options[other]}"
+            )
+    given = {name: getattr(arguments, name) for name in ("data", "vlm", "text_encoder")}
+    return {name: _in_full(path) for name, path in given.items() if path is not None}
 
 
 def _begun(records: Sequence[Record], show: Show) -> dict[str, Any]:
