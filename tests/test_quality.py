@@ -265,7 +265,7 @@ def test_a_grid_that_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyP
     log = (folder / "log.jsonl").read_text().splitlines()
     assert "vlm_local" in log[0]
     assert "vvm_local" not in log[0]
-    # What is there stays, and only what is missing is done, from the checkpoint; so do numbers of pictures that are gone.
+    # What is there stays, numbers of pictures that are gone too, and only what is missing is done, from the checkpoint.
     (folder / "before.pt").unlink()
     both = go(1, 2)
     assert [leg["steps"] for leg in both["legs"]] == [1, 2]
