@@ -106,7 +106,16 @@ def gather_facts(rank):
     padded = distributed.gather_features(
         Features(torch.full((1, rank + 1, 2), 1.0 + rank), torch.ones(1, 2), torch.ones(1, rank + 1, dtype=torch.bool))
     )
+    pooled = torch.full((1, 2), float(rank))
+    short = distributed.gather_features(Features(torch.ones(1, 2, 2), pooled, torch.ones(1, 2).bool()), local=False)
+    again = distributed.gather(x)
+    (first,) = torch.autograd.grad((again**2).sum(), x, create_graph=True)
+    try:
+        first.sum().backward()
+    except RuntimeError as error:
+        second = str(error)
     return {
+        "second": second, "short": tuple(short),
         "gathered": gathered.detach(), "gradient": x.grad, "other": other.grad, "weights": weights,
         "local": padded.local, "mask": padded.mask,
     }  # fmt: skip
@@ -273,6 +282,20 @@ def test_gather_features_pads_to_the_longest(found):
             assert mask[i].tolist() == [k <= i for k in range(RANKS)]
             assert (local[i, : i + 1] == i + 1).all()
             assert not local[i, i + 1 :].any()
+
+
+def test_local_vectors_that_nobody_asks_for_stay(found):
+    """The ranks' batches are told all the same; there are rows without any local vector."""
+    for result in found:
+        local, pooled, mask = result["gather"]["short"]
+        assert (local.shape, mask.shape) == ((RANKS, 0, 2), (RANKS, 0))
+        assert torch.equal(pooled, torch.arange(float(RANKS))[:, None].expand(-1, 2))
+
+
+def test_a_second_derivative_through_the_gather_is_an_error(found):
+    """It would be of this rank's share alone, without a word."""
+    for result in found:
+        assert "once_differentiable" in result["gather"]["second"]
 
 
 def test_batches_of_unequal_size_are_an_error_on_every_rank(found):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import math
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -406,6 +409,17 @@ def test_the_fake_is_its_own_real_image():
 # ---------------------------------------------------------------------------------------------- augment and ranges
 
 
+def test_an_augmenting_module_stays_awake():
+    """Dropout is one; the matcher around it sleeps."""
+    fake, text, real = batch()
+    plain = make_loss()(fake, text, real).total
+    loss = make_loss(augment=nn.Dropout2d(0.5))
+    for host in (loss, loss.train(), loss.eval()):
+        torch.manual_seed(0)
+        assert not torch.equal(host(fake, text, real).total, plain)
+    assert not loss.image_encoder.training
+
+
 def test_augment_sees_the_fakes_alone_in_the_encoders_range():
     seen = []
 
@@ -708,6 +722,8 @@ def test_nan_fakes_show():
         ({"image_encoder": None}, TypeError, "image_encoder: expected a VLM or an image encoder, got NoneType"),
         ({"image_encoder": lambda x: x}, TypeError, "image_encoder: expected a VLM or an image encoder, got function"),
         ({"scorer": None}, ValueError, "terms: vlm_general, vvm_general need a trained scorer"),
+        ({"scorer": "birds.vlm.pt"}, TypeError, "scorer: expected an nn.Module, got str"),
+        ({"text_encoder": lambda tokens, lengths: None}, TypeError, "text_encoder: expected an nn.Module, got functio"),
         ({"scorer": None, "terms": ["vvm_general", "vlm_local"]}, ValueError, "terms: vvm_general need"),
     ],
 )
@@ -715,6 +731,33 @@ def test_constructor_errors(arguments, error, message):
     arguments = {"image_encoder": TinyEncoder(), "scorer": make_scorer(), **WEIGHTS, **arguments}
     with pytest.raises(error, match=message):
         DualVLMLoss(**arguments)
+
+
+def test_a_scorer_that_nothing_says_was_trained():
+    parts = {"image_encoder": TinyEncoder(), **WEIGHTS}
+    with pytest.warns(
+        UserWarning, match="^scorer: nothing says that it was trained, and vlm_general, vvm_general are on"
+    ):
+        DualVLMLoss(scorer=make_scorer(), **parts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DualVLMLoss(scorer=make_scorer(), terms=["vlm_local"], **parts)
+        DualVLMLoss(scorer=make_scorer(), allow_other_encoders=True, **parts)
+        vlm = make_vlm()
+        vlm.stamp()
+        DualVLMLoss(vlm, **WEIGHTS)
+
+
+def test_a_text_encoder_of_a_damsm_pair():
+    class Damsm(nn.Module):
+        def forward(self, tokens, lengths):
+            return torch.zeros(1, 6, 2), torch.zeros(1, 6)
+
+    loss = make_loss(text_encoder=Damsm())
+    with pytest.raises(
+        TypeError, match=r"^text_encoder: expected Features \(text_features\(\.\.\.\) makes them .* got tuple"
+    ):
+        loss.encode_tokens(torch.ones(1, 2, dtype=torch.long), torch.tensor([2]))
 
 
 def test_constructor_errors_of_the_vlm():
@@ -864,6 +907,29 @@ def test_importing_the_drop_in_loads_no_tools():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=vlm_root(), check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_arrows_go_one_way():
+    """Baselines use the tools, these the readers, these the drop-in. (`vlm-plugin evaluate` looks up a trainer by its
+    name when it is asked to: that is the one exception.)"""
+    package = Path(vlm_plugin.__file__).parent
+    levels = {"data": 1, "tools": 2, "__main__.py": 2}
+    found = 0
+    for path in package.rglob("*.py"):
+        level = levels.get(path.relative_to(package).parts[0], 0)
+        # metrics.py is no part of the drop-in, yet below data and tools.
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                assert name.split(".")[0] != "baselines", path
+                parts = name.split(".")
+                if parts[0] == "vlm_plugin" and len(parts) > 1:
+                    found += 1
+                    assert levels.get(parts[1], 0) <= level, f"{path} imports {name}"
+                if isinstance(node, ast.ImportFrom) and node.level and level == 0:
+                    assert parts[0] not in levels, f"{path} imports {name}"
+    assert found > 100
 
 
 def vlm_root():

@@ -293,6 +293,8 @@ def test_losses_of_half_precision_scores():
     assert contrastive_loss(scores.double(), own).dtype == torch.float64
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert matched_loss(scores.float(), 10.0).dtype == torch.float32
+    # Not exact in half precision: the scores are raised before they are multiplied.
+    assert torch.equal(matched_loss(scores, 10.1), matched_loss(scores.float(), 10.1))
 
 
 def test_matching_imports_nothing_of_ours_but_features():

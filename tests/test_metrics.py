@@ -698,7 +698,8 @@ class Sentences(nn.Module):
 
 
 def test_networks_sleep_whatever_their_host_does():
-    """Eval mode, no gradient, no autocast, in update and in forward; and they are submodules of the metric."""
+    """Eval mode, no gradient, no autocast, in update and in forward; and they are submodules of the metric. Between two
+    updates they are as their host has them: it may be training them."""
     image_encoder, text_encoder, judge = Noisy(), Sentences(), Noisy()
     metrics = [
         RPrecision(image_encoder=image_encoder, text_encoder=text_encoder),
@@ -709,10 +710,11 @@ def test_networks_sleep_whatever_their_host_does():
     assert {id(n) for n in networks} <= {id(m) for m in host.modules()}
     images, captions = samples(6)
     weights = copy.deepcopy(host.state_dict())
-    host.train()
-    assert not any(network.training for network in networks)
     for network in networks:
         network.train()  # somebody shares and trains it
+    host.eval()
+    host.train()
+    assert all(network.training for network in networks)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for metric in metrics:
             metric.update(images.double(), captions)
@@ -735,7 +737,7 @@ def test_a_network_is_given_back_awake_after_an_error():
 
 
 def test_methods_bring_their_networks_along():
-    """`judge.find` and `vlm.encode_image` are no modules, but what they belong to moves and sleeps with the metric."""
+    """`judge.find` and `vlm.encode_image` are no modules, but what they belong to moves with the metric."""
     vlm, judge = make_vlm().train(), Finder().train()
     metrics = [
         RPrecision(image_encoder=vlm.encode_image, text_encoder=vlm.encode_text),
@@ -744,7 +746,7 @@ def test_methods_bring_their_networks_along():
     ]
     for metric, network in zip(metrics, (vlm, judge, metrics[2].vlm), strict=True):
         assert network in list(metric.modules())
-        assert not any(module.training for module in network.modules())
+        assert all(module.training for module in network.modules())
         nn.ModuleList([metric]).half()
         assert next(network.parameters()).dtype == torch.float16
         nn.ModuleList([metric]).float()

@@ -129,6 +129,36 @@ def test_fingerprint():
     assert vlm.fingerprint == name
 
 
+def test_caption_fingerprint(tmp_path):
+    """What the weights' fingerprint says nothing of."""
+    vlm, other = make_vlm(), make_vlm()
+    assert vlm.caption_fingerprint == other.caption_fingerprint
+    vlm.save(tmp_path / "a.vlm.pt")
+    assert VLM.load(tmp_path / "a.vlm.pt").caption_fingerprint == vlm.caption_fingerprint
+    other.max_words -= 1
+    words = list(vlm.vocabulary.words)
+    swapped = Vocabulary([*words[:2], words[3], words[2], *words[4:]], unknown=vlm.vocabulary.unknown)
+    third = VLM(vlm.image_encoder, vlm.text_encoder, swapped, vlm.scorer, max_words=vlm.max_words)
+    assert vlm.fingerprint == other.fingerprint == third.fingerprint
+    assert len({v.caption_fingerprint for v in (vlm, other, third)}) == 3
+
+
+def test_parts_that_no_file_can_name_are_refused_before_they_are_saved(tmp_path):
+    vlm = make_vlm()
+
+    class Other(type(vlm.image_encoder)):
+        """Of the same name and settings, but another class."""
+
+    vlm.image_encoder = Other(**vlm.image_encoder.settings)
+    with pytest.raises(
+        ValueError, match=r"^image_encoder: expected one of vlm_plugin\.encoders, .* got Other: save its"
+    ):
+        vlm.save(tmp_path / "a.vlm.pt")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TypeError, match=r"^text_encoder: expected an LSTMTextEncoder, got Linear: give modules of"):
+        VLM(vlm.image_encoder, nn.Linear(2, 2), vlm.vocabulary)
+
+
 def test_wrapped_parts(tmp_path):
     """A wrapper changes neither fingerprints nor what is saved."""
     vlm = make_vlm()

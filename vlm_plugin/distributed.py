@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .features import Features
 
@@ -43,7 +43,9 @@ class _Gather(torch.autograd.Function):
         dist.all_gather(parts, tensor.contiguous(), group=group)
         return torch.cat(parts)
 
+    # A second derivative would be this rank's alone.
     @staticmethod
+    @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         # A copy: the reduction works in place, and others may hold the same gradient.
         gradient = gradient.clone(memory_format=torch.contiguous_format)
@@ -68,12 +70,16 @@ def gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return _Gather.apply(tensor, group)
 
 
-def gather_features(features: Features, group: dist.ProcessGroup | None = None, **given: bool) -> Features:
+def gather_features(
+    features: Features, group: dist.ProcessGroup | None = None, *, local: bool = True, **given: bool
+) -> Features:
     """Features of every rank, padded to the longest `local` of any rank.
 
     Args:
         features: this rank's.
         group: process group; the default one when None.
+        local: False leaves the local vectors where they are, and the result without any: the pooled ones are a small
+            part of what there is to send.
         **given: arguments by name, and whether this rank has them. Ranks must agree, or one would wait for ever for
             what the others do not send.
 
@@ -95,7 +101,10 @@ def gather_features(features: Features, group: dist.ProcessGroup | None = None, 
     for name, some, all_of_them in zip(given, most[2:], least[2:], strict=True):
         if some != -all_of_them:
             raise ValueError(f"{name}: expected on every rank or on none, got it on some")
-    longest = most[1]
-    local = F.pad(features.local, (0, 0, 0, longest - size))
-    mask = F.pad(features.mask, (0, longest - size))
-    return Features(gather(local, group), gather(features.pooled, group), gather(mask, group))
+    pooled = gather(features.pooled, group)
+    if not local:
+        rows = len(pooled)
+        return Features(pooled.new_empty(rows, 0, pooled.shape[1]), pooled, features.mask.new_empty(rows, 0))
+    missing = most[1] - size
+    every_local = gather(F.pad(features.local, (0, 0, 0, missing)), group)
+    return Features(every_local, pooled, gather(F.pad(features.mask, (0, missing)), group))

@@ -475,6 +475,11 @@ _IMAGE_ENCODERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+def rebuildable(encoder: nn.Module) -> bool:
+    """Whether `build_image_encoder` can make another from its `name` and `settings`."""
+    return type(encoder) in _IMAGE_ENCODERS.values()
+
+
 def build_image_encoder(name: str, **settings: object) -> nn.Module:
     """An image encoder by name, as checkpoints store it.
 

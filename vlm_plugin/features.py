@@ -85,7 +85,8 @@ def mask_from_lengths(lengths: Tensor, size: int, device: torch.device) -> Tenso
 
     Raises:
         TypeError: `lengths` holds no integers.
-        ValueError: `lengths` is not one-dimensional, or holds a length below 1 (an empty caption) or above `size`.
+        ValueError: `lengths` is not one-dimensional, or holds a length below 1 (an empty caption) or above `size`; of
+            lengths on a GPU the values are not looked at, for each look waits for it.
     """
     lengths = torch.as_tensor(lengths)
     if lengths.is_floating_point() or lengths.dtype == torch.bool:

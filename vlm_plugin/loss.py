@@ -6,6 +6,7 @@ import itertools
 import math
 import numbers
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -63,9 +64,10 @@ class DualVLMLoss(nn.Module):
         terms: the names to switch on, any subset of `TERMS`. What is off is neither computed nor reported.
         image_range: lowest and highest value of the host's images; they are mapped to the encoder's own range.
         augment: applied to the generated images (in the encoder's range, [-1, 1]) before the matcher sees them; must be
-            differentiable.
+            differentiable. A module stays in training mode.
         process_group: where negatives come from when torch.distributed is initialised; all ranks when None.
-        allow_other_encoders: accept a scorer that was trained on other encoders than these.
+        allow_other_encoders: accept a scorer that was trained on other encoders than these, and, without a warning, one
+            of which nothing says that it was trained.
 
     Raises:
         ValueError, TypeError: arguments that do not fit together; the message names them.
@@ -99,8 +101,12 @@ class DualVLMLoss(nn.Module):
             image_encoder, scorer, text_encoder = vlm.image_encoder, vlm.scorer, vlm.text_encoder
         if not isinstance(image_encoder, nn.Module):
             raise TypeError(f"image_encoder: expected a VLM or an image encoder, got {type(image_encoder).__name__}")
+        for name, part in (("scorer", scorer), ("text_encoder", text_encoder)):
+            if part is not None and not isinstance(part, nn.Module):
+                raise TypeError(f"{name}: expected an nn.Module, got {type(part).__name__}")
         self.terms = _check_terms(terms)
-        if scorer is None and (general := [t for t in self.terms if t.endswith("_general")]):
+        general = [term for term in self.terms if term.endswith("_general")]
+        if scorer is None and general:
             raise ValueError(
                 f"terms: {', '.join(general)} need a trained scorer, which this matcher has not: "
                 "leave them out of `terms`, or train one (vlm-plugin pretrain)"
@@ -114,6 +120,13 @@ class DualVLMLoss(nn.Module):
         _check_number("gamma3_local", gamma3_local, positive=True)
         if scorer is not None and not allow_other_encoders:
             _check_fingerprints(scorer, image_encoder=image_encoder, text_encoder=text_encoder)
+            block = unwrapped(scorer)
+            if general and isinstance(block, MatchingScoreBlock) and block.encoder_fingerprints is None:
+                warnings.warn(
+                    f"scorer: nothing says that it was trained, and {', '.join(general)} are on: if it was, on these "
+                    "encoders, VLM.stamp() or allow_other_encoders=True says so",
+                    stacklevel=2,
+                )
         self.image_encoder = image_encoder
         self.scorer = scorer
         self.text_encoder = text_encoder
@@ -134,7 +147,11 @@ class DualVLMLoss(nn.Module):
 
     def train(self, mode: bool = True) -> DualVLMLoss:
         """Stays in eval mode whatever `mode` says: a frozen matcher's BatchNorm and dropout must never wake up."""
-        return super().train(False)
+        super().train(False)
+        # No part of the matcher: dropout, for one, is an augmentation while it trains alone.
+        if isinstance(self.augment, nn.Module):
+            self.augment.train()
+        return self
 
     def _freeze(self) -> None:
         # Again at every call: a host may have called requires_grad_() or train() on a module that it shares with us.
@@ -201,7 +218,7 @@ class DualVLMLoss(nn.Module):
         if isinstance(tokens, Tensor) and weight is not None:
             tokens = tokens.to(weight.device)
         with torch.autocast("cpu" if weight is None else weight.device.type, enabled=False):
-            return as_features(self.text_encoder(tokens, lengths), "text_encoder").detach()
+            return check_features(self.text_encoder(tokens, lengths), "text_encoder").detach()
 
     def forward(
         self,
@@ -252,16 +269,16 @@ class DualVLMLoss(nn.Module):
 
         fake = self._to_encoder_range(fake)
         image = self._encode(self.augment(fake) if self.augment is not None else fake)
-        contrastive = any(not t.endswith("_general") for t in self.terms)
-        every_image = self._gather(image, class_ids=ids is not None) if contrastive else image
+        every_image = self._gather(image, self.terms, class_ids=ids is not None)
         # After the features, whose gathering makes sure that every rank has as many rows, and ids or none.
+        contrastive = any(not term.endswith("_general") for term in self.terms)
         groups = (ids, distributed.gather(ids, self.process_group)) if contrastive and ids is not None else None
 
         values: dict[str, Tensor] = {}
         for half, (anchor, kind) in anchors.items():
             _check_fit("text" if half == "vlm" else "real", anchor, image)
             needed = self._needs(half)
-            every_anchor = self._gather(anchor) if contrastive else anchor
+            every_anchor = self._gather(anchor, needed)
             if f"{half}_local" in needed:
                 values[f"{half}_local"] = self._posterior(
                     lambda i, a: local_scores(i, a, self.gamma1, self.gamma2),
@@ -303,8 +320,12 @@ class DualVLMLoss(nn.Module):
     def _needs(self, half: str) -> list[str]:
         return [term for term in self.terms if term.startswith(half)]
 
-    def _gather(self, features: Features, **given: bool) -> Features:
-        return distributed.gather_features(features, self.process_group, **given)
+    def _gather(self, features: Features, terms: Sequence[str], **given: bool) -> Features:
+        """Every rank's features, as far as these terms compare with other rows."""
+        if all(term.endswith("_general") for term in terms):
+            return features
+        local = any(term.endswith("_local") for term in terms)
+        return distributed.gather_features(features, self.process_group, local=local, **given)
 
     def _encode(self, images: Tensor) -> Features:
         return check_features(as_features(self.image_encoder(images), "image_encoder"), "image_encoder")

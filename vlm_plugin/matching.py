@@ -166,6 +166,7 @@ def contrastive_loss(scores: Tensor, positives: Tensor, excluded: Tensor | None 
     return F.cross_entropy(scores, positives)
 
 
+@at_least_float32
 def matched_loss(scores: Tensor, temperature: float, excluded: Tensor | None = None) -> Tensor:
     """Both directions of the contrastive loss for a square batch in which image i belongs to anchor i.
 

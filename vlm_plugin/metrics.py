@@ -85,7 +85,8 @@ def caption_ids(captions: Sequence[str]) -> Tensor:
 class _PictureMetric(Metric):
     """One value a picture; their mean and spread.
 
-    Networks are submodules: they follow `metric.to(device)`, stay in eval mode and are never given a gradient.
+    Networks are submodules: they follow `metric.to(device)`, and score in eval mode and without a gradient, whatever
+    mode they are in. That mode stays theirs: a host may be training the network that it lets a metric look at.
     """
 
     is_differentiable = False
@@ -105,8 +106,9 @@ class _PictureMetric(Metric):
         self.add_state("instance", torch.tensor(next(_INSTANCES)), dist_reduce_fx="max")
 
     def train(self, mode: bool = True) -> _PictureMetric:
-        """Stays in eval mode whatever `mode` says."""
-        return super().train(False)
+        """Leaves the networks in the mode that they are in: see `_evaluating`."""
+        self.training = mode
+        return self
 
     def values(self) -> Tensor:
         """`(N,)` one value a picture, in the order of the updates, before or after `compute`.
@@ -227,7 +229,6 @@ class VLMS(_PictureMetric):
             )
         self.vlm = vlm
         self.add_state("scores", [], dist_reduce_fx="cat")
-        self.train(False)
 
     def update(self, images: Tensor | Features, captions: Sequence[str] | Features) -> None:
         """Add pictures.
@@ -326,7 +327,6 @@ class RPrecision(_PictureMetric):
         self.add_state("text_vectors", [], dist_reduce_fx="cat")
         # (B, 1 + F): whether a sample's facts were given or are the id of its text, then the facts.
         self.add_state("facts", [], dist_reduce_fx="cat")
-        self.train(False)
 
     def update(
         self, images: Tensor | Features, captions: Sequence[str] | Features, facts: Tensor | None = None
@@ -431,7 +431,6 @@ class AttributeAccuracy(_PictureMetric):
         self._hold("find", find)
         self._hold("said_by", said_by)
         self.add_state("shares", [], dist_reduce_fx="cat")
-        self.train(False)
 
     def update(self, images: Tensor, captions: Sequence[str]) -> None:
         """Add pictures.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .encoders import InceptionEncoder, LSTMTextEncoder, build_image_encoder
+from .encoders import InceptionEncoder, LSTMTextEncoder, build_image_encoder, rebuildable
 from .features import Features, as_features
 from .finite import not_finite
 from .scorer import MatchingScoreBlock
@@ -72,7 +73,12 @@ class VLM(nn.Module):
         notes: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
-        settings = unwrapped(text_encoder).settings
+        settings = getattr(unwrapped(text_encoder), "settings", None)
+        if settings is None:
+            raise TypeError(
+                f"text_encoder: expected an LSTMTextEncoder, got {type(text_encoder).__name__}: give modules of your "
+                "own to DualVLMLoss(image_encoder=..., text_encoder=...) directly"
+            )
         rows = settings["vocabulary_size"]
         if rows != len(vocabulary):
             raise ValueError(f"vocabulary: the text encoder knows {rows} words, the vocabulary has {len(vocabulary)}")
@@ -101,8 +107,14 @@ class VLM(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Names this very matcher, for manifests and for telling a judge from the network that trained a generator."""
+        """Names the weights, for manifests and for telling a judge from the network that trained a generator."""
         return fingerprint({f"{n}.{k}": v for n, part in self._parts().items() for k, v in part.state_dict().items()})
+
+    @property
+    def caption_fingerprint(self) -> str:
+        """Names what turns captions into ids, of which `fingerprint` says nothing: the vocabulary and `max_words`."""
+        told = json.dumps([self.max_words, self.vocabulary.state_dict()], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def _parts(self) -> dict[str, nn.Module]:
         """The networks, out of whatever wraps them."""
@@ -203,8 +215,14 @@ class VLM(nn.Module):
 
         Raises:
             OSError: the file cannot be written; the message names it.
+            ValueError: the image encoder is none of this package's: `load` could not build it.
         """
         parts = self._parts()
+        if not rebuildable(parts["image_encoder"]):
+            raise ValueError(
+                "image_encoder: expected one of vlm_plugin.encoders, which a file can name, got "
+                f"{type(parts['image_encoder']).__name__}: save its state_dict() yourself"
+            )
         weights = {n: {k: _stored(v, half) for k, v in m.state_dict().items()} for n, m in parts.items()}
         scorer = parts.get("scorer")
         stamped = scorer.encoder_fingerprints if scorer else None

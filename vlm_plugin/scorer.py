@@ -37,7 +37,7 @@ class MatchingScoreBlock(nn.Module):
 
     Attributes:
         encoder_fingerprints: fingerprints of the encoders it was trained on, `{"image_encoder": ..., "text_encoder":
-            ...}`, or None when it was never trained. `VLM` fills it in; `DualVLMLoss` compares.
+            ...}`, or None before `VLM.stamp` or `VLM.save` fills it in; `DualVLMLoss` compares.
     """
 
     def __init__(self, embed_dim: int = 256, layers: int = 2, heads: int = 4) -> None:

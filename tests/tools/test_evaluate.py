@@ -25,7 +25,7 @@ from vlm_plugin.tools import examination, gan
 from vlm_plugin.tools.cli import main
 from vlm_plugin.tools.drawing import Painter, as_written, from_bytes, to_bytes
 from vlm_plugin.tools.evaluate import evaluate, find_networks
-from vlm_plugin.tools.evaluation import frechet_distance
+from vlm_plugin.tools.evaluation import frechet_distance, spread
 from vlm_plugin.tools.examination import choose_evaluator, with_known_words
 from vlm_plugin.tools.gallery import extremes, word_maps
 from vlm_plugin.tools.judge import Judge
@@ -176,7 +176,7 @@ def test_what_changes_the_pictures_changes_numbers_and_manifest(run: Path) -> No
 def test_the_real_pictures_distance_is_that_of_another_split(run: Path, split: str, other: str) -> None:
     there = evaluate(run, count=20, split=split, device="cpu", out=run.parent / split)
     judge, features = Judge.load(), []
-    for records in (open_split(tiny.birds(), split)[:20], open_split(tiny.birds(), other)[-20:]):
+    for records in (spread(open_split(tiny.birds(), split), 20), open_split(tiny.birds(), other)[-20:]):
         images = CaptionedImages(records, tiny.SIZE, train=False)
         with torch.no_grad():
             features.append(judge.features(torch.stack([sample.image for sample in images])))
@@ -304,6 +304,47 @@ def test_a_checkpoint_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pyte
     assert result(there)["manifest"]["ema"] is None
     assert result(there)["manifest"]["trained_with"] == []
     assert result(there)["rows"][-1]["name"] == "birds.pt"
+
+
+def test_the_vocabulary_is_looked_for_where_the_data_lies_now(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A DAMSM text encoder's is in the data folder, which may have moved since."""
+    options = json.loads((run / "options.json").read_text(encoding="utf-8"))
+    looked, load = [], module.load_matcher
+    monkeypatch.setattr(
+        module, "load_matcher", lambda name, data, place: looked.append(data) or load(name, data, place)
+    )
+    for data in (options["data"], str(tmp_path / "gone")):
+        (run / "options.json").write_text(json.dumps(options | {"data": data}), encoding="utf-8")
+        moved = tmp_path / "moved"
+        if not moved.exists():
+            shutil.copytree(tiny.birds(), moved)
+        evaluate(run, moved, count=2, device="cpu", out=tmp_path / "there")
+    assert looked == [Path(options["data"]), tmp_path / "moved"]
+
+
+def test_pictures_in_the_order_of_their_classes(run: Path, tmp_path: Path) -> None:
+    """A few captions are of pictures of the whole split, and so are the real ones that they are measured against."""
+    data = tmp_path / "captioned"
+    for split, count in (("train", 30), ("test", 20)):
+        (data / split).mkdir(parents=True)
+        for number, record in enumerate(open_split(tiny.birds(), split)[:count]):
+            shutil.copyfile(record.image, data / split / f"{number:02d}{record.image.suffix}")
+            (data / split / f"{number:02d}.txt").write_text(record.captions[0], encoding="utf-8")
+    seen: list[tuple[list[str], list[str]]] = []
+
+    class Seen(module.Examination):
+        def __init__(self, data: Path, records: list, others: list, *rest: object, **options: object) -> None:
+            super().__init__(data, records, others, *rest, **options)
+            seen.append(([records[item.record].key for item in self.items], [record.key for record in others]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Examination", Seen)
+        evaluate(run, data, count=5, device="cpu", out=tmp_path / "there")
+    ((chosen, others),) = seen
+    assert [int(Path(key).stem) for key in chosen] == [0, 4, 8, 12, 16]
+    assert [int(Path(key).stem) for key in others] == [0, 6, 12, 18, 24]
 
 
 def test_a_command_of_its_own_process_finds_the_baselines(run: Path, tmp_path: Path) -> None:

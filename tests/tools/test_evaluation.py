@@ -66,6 +66,9 @@ def test_one_caption_of_every_picture_before_another() -> None:
     every = items([2, 3, 1])
     assert [tuple(item) for item in every] == [(0, 0), (1, 1), (2, 0), (0, 1), (1, 2), (1, 0)]
     assert items([2, 3, 1], 4) == every[:4]
+    # Fewer than pictures: the caption's number counts the chosen ones, as if there were no others.
+    assert [tuple(item) for item in items([2] * 7, 3)] == [(0, 0), (2, 1), (4, 0)]
+    assert [tuple(item) for item in items([2] * 6, 3)] == [(0, 0), (2, 1), (4, 0)]
     assert items([2, 3, 1], 100) == every
     assert items([]) == []
 

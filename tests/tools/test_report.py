@@ -487,6 +487,10 @@ def test_what_may_differ() -> None:
     # As long as nothing is known of one.
     assert comparable({}, dict.fromkeys(MATTERS)) == []
     assert comparable({}, {"seed": 0}) == ["seed: none and 0"]
+    # An earlier release does not say how captions were read.
+    read = MANIFEST | {"evaluator_reads": "0" * 16}
+    assert comparable(MANIFEST, read) == comparable(read, MANIFEST) == []
+    assert comparable(read, read | {"evaluator_reads": "1" * 16}) == [f"evaluator_reads: {'0' * 16} and {'1' * 16}"]
     named, fingerprint = MANIFEST["evaluator"], DIFFERENT["evaluator"]["fingerprint"]
     assert comparable(MANIFEST, MANIFEST | {"evaluator": named | {"fingerprint": fingerprint}}) == [
         f"evaluator: birds.second.vlm.pt ({EVALUATOR}) and birds.second.vlm.pt ({fingerprint})"

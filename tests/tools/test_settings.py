@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import tiny
 import yaml
 
+from vlm_plugin.tools.pretrain import pretrain
 from vlm_plugin.tools.settings import Config, read_config
 
 BASELINES = tiny.ROOT / "baselines"
@@ -147,9 +149,22 @@ def refused(tmp_path: Path, family: str, text: str) -> str:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_our_files_are_complete_and_come_as_they_are(family: str) -> None:
     files = [file for file in (BASELINES / family / "cfg").glob("*.yml") if file.name != "original.yml"]
-    assert {"synthetic.yml", "bird.yml", "coco.yml"} <= {file.name for file in files}
+    assert {"synthetic.yml", "scratch.yml", "bird.yml", "coco.yml"} <= {file.name for file in files}
     for file in files:
         assert read_config(file, BASELINES / family) == (load(family, file.name), {})
+
+
+def test_the_papers_settings() -> None:
+    """Batch and learning rates of VLMGAN*'s text, and what begins from nothing begins gently."""
+    paper = load("attngan", "paper.yml")
+    assert (paper["batch"], paper["generator_lr"], paper["discriminator_lr"]) == (24, 1e-4, 4e-4)
+    assert inspect.signature(pretrain).parameters["batch"].default == 64
+    for family, begin in (("dfgan", 1000), ("attngan", 0)):
+        shipped, scratch = load(family, "synthetic.yml"), load(family, "scratch.yml")
+        assert (scratch["vlm"]["lambda_vvm"], scratch["vlm"]["lambda_vlm"]) == (0.1, 0.4)
+        assert scratch["vlm"]["vlm_start"] == scratch["vlm"]["vvm_start"] == begin
+        different = {name for name, value in shipped.items() if scratch[name] != value}
+        assert different <= {"steps", "generator_lr", "discriminator_lr", "vlm"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -174,8 +174,11 @@ def test_a_bare_generator(tmp_path: Path, matcher: VLM, kind: str, prefix: str) 
     source, target = (build(kind, matcher, seed, normalise_text=False) for seed in (1, 2))
     state = source.average.state_dict()
     torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "netG.pth")
+    assert target.start_is_checked
     assert target.load_start(tmp_path / "netG.pth", matcher) == ["generator"]
     assert same(target.generator.state_dict(), state)
+    # Nothing in it says whose captions it has learned to read.
+    assert not target.start_is_checked
 
 
 @both

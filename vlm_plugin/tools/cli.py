@@ -65,6 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"vlm-plugin {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        # By its name: not every command loads torch.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(f"vlm-plugin {arguments.command}: {error} Try a smaller --batch", file=sys.stderr)
+        return 2
 
 
 def _check_one_process(command: str) -> None:

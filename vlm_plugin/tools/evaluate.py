@@ -19,7 +19,14 @@ from vlm_plugin.model import VLM
 from vlm_plugin.tools import training
 from vlm_plugin.tools.drawing import Painter
 from vlm_plugin.tools.evaluation import Inception, Named
-from vlm_plugin.tools.examination import Examination, choose_evaluator, usable_records
+from vlm_plugin.tools.examination import (
+    Examination,
+    check_counts,
+    choose_evaluator,
+    keep_results,
+    other_pictures,
+    usable_records,
+)
 from vlm_plugin.tools.gan import BIRDS, BIRDS_FOLDER
 from vlm_plugin.tools.matchers import load_matcher, marks
 from vlm_plugin.tools.pictures import to_image
@@ -79,6 +86,7 @@ def evaluate(
         OSError, ValueError: the message names the argument or file.
     """
     training.check_seed(seed)
+    check_counts(count, batch)
     source = Path(source)
     place = training.choose_device(device)
     trainer, saved = find_networks(source, averaged)
@@ -89,7 +97,9 @@ def evaluate(
     name = text_encoder or saved.matcher
     if name is None:
         raise ValueError(f"--text-encoder: {source} does not say which text encoder it was trained with; name its file")
-    conditioning = load_matcher(name, saved.data or data, place)
+    # The run's data may have moved, and with it a DAMSM encoder's vocabulary.
+    own = saved.data if saved.data is not None and saved.data.is_dir() else data
+    conditioning = load_matcher(name, own, place)
     conditioning.max_words = saved.max_words or conditioning.max_words
     saved.check(conditioning, str(source))
     generator = trainer.load_generator(saved, str(source)).to(place).eval()
@@ -101,7 +111,7 @@ def evaluate(
     painter = painter_of(generator, saved, conditioning, seed=seed, truncation=truncation)
     skip_bad = skip_bad or saved.skip_bad
     records, lost = training.open_records(data, split, skip_bad)
-    others = _others(data, split, skip_bad)[-min(count or len(records), len(records)) :]
+    others = other_pictures(_others(data, split, skip_bad), min(len(records), count or len(records)), truth)
     network = None if inception is None else Inception(inception).to(place)
     # Last of what may be refused, since it makes the folder, yet before any picture is read: it may not be writable.
     folder = _folder(source, out, trainer)
@@ -120,7 +130,7 @@ def evaluate(
         left_out = f"{len(lost)} of the split's pictures are left out, as they cannot be read"
         examination.table.notes.append(f"{left_out} (the first: {lost[0]})")
     examination.add_real()
-    _keep(folder)
+    keep_results(folder)
     label = source.absolute().name
     drawn = painter.all(examination.captions, batch)
     drawn = training.progress(drawn, total=-(-len(examination.captions) // batch), desc="drawing")
@@ -204,21 +214,6 @@ def _folder(source: Path, out: str | Path | None, trainer: type[Trainer]) -> Pat
         raise ValueError(f"--out {folder}: expected a folder for the results of {source}, got that of another run")
     training.check_writable(folder / "evaluation.json")
     return folder
-
-
-def _keep(folder: Path) -> None:
-    """Put earlier results aside under the next number that is free for all of them: what has one number is one's."""
-    paths = [folder / name for name in ("evaluation.json", "evaluation.md", "report.pt", "report.html", "pictures")]
-    # Pictures without captions.csv were not written here: they may be somebody's data.
-    there = [path for path in paths if path.is_file() or (path / "captions.csv").is_file()]
-    if not there:
-        return
-    number = 1
-    while any(path.with_stem(f"{path.stem}-{number}").exists() for path in paths):
-        number += 1
-    for path in there:
-        path.rename(path.with_stem(f"{path.stem}-{number}"))
-    print(f"{folder}: earlier results are kept as evaluation-{number}.json and so on", flush=True)
 
 
 def _written(batches: Iterable[Tensor], folder: Path, captions: Sequence[str]) -> Iterator[Tensor]:

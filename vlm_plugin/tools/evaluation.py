@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,16 @@ from vlm_plugin.model import VLM, fingerprint
 from vlm_plugin.tools.judge import Judge
 from vlm_plugin.tools.matchers import marks
 
+T = TypeVar("T")
 CANDIDATES, FOLDS = 100, 10
 _CHUNK = 100
 NO_INCEPTION = "no Inception weights: pass --inception PATH"
+
+
+def spread(every: Sequence[T], count: int) -> list[T]:
+    """`count` of them at equal distances, or all: pictures often lie in the order of their classes or folders."""
+    count = min(count, len(every))
+    return [every[number * len(every) // count] for number in range(count)]
 
 
 class Item(NamedTuple):
@@ -37,12 +44,16 @@ def items(captions_of: Sequence[int], count: int | None = None) -> list[Item]:
     """Which captions are evaluated, in which order.
 
     First one caption of every picture, number i % n of picture i with n captions, then another of every picture, until
-    each caption had its turn: the first N of any count are a spread-out choice.
+    each caption had its turn. Fewer captions than pictures are of pictures at equal distances, see `spread`:
+    number i % n of the i-th of them.
 
     Args:
         captions_of: number of captions of each picture.
         count: how many; all when left out or greater.
     """
+    if count is not None and count < len(captions_of):
+        chosen = spread(range(len(captions_of)), count)
+        return [Item(index, number % captions_of[index]) for number, index in enumerate(chosen)]
     rounds = range(max(captions_of, default=0))
     every = [Item(index, (index + turn) % n) for turn in rounds for index, n in enumerate(captions_of) if turn < n]
     return every if count is None else every[:count]

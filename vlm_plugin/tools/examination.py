@@ -14,7 +14,7 @@ from vlm_plugin.data import BirdTruth, CaptionedImages, Record, find_layout
 from vlm_plugin.model import ASSETS, fingerprint
 from vlm_plugin.tools import gallery, training
 from vlm_plugin.tools.drawing import Painter, to_bytes
-from vlm_plugin.tools.evaluation import CANDIDATES, FOLDS, Inception, Named, Table, items, subject
+from vlm_plugin.tools.evaluation import CANDIDATES, FOLDS, Inception, Named, Table, items, spread, subject
 from vlm_plugin.tools.judge import Judge
 from vlm_plugin.tools.matchers import load_matcher
 from vlm_plugin.tools.report import write_report
@@ -62,9 +62,7 @@ class Examination:
         seed: int = 0,
         inception: Inception | None = None,
     ) -> None:
-        for name, value in (("count", count), ("batch", batch)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_counts(count, batch)
         self.data, self.split, self.seed, self.batch = data, split, seed, batch
         readers = [evaluator.vlm.vocabulary] + ([] if matcher is None else [matcher.vlm.vocabulary])
         total = sum(len(record.captions) for record in records)
@@ -150,6 +148,7 @@ class Examination:
             "image_size": self.images.image_size, "resize": RESIZE, "seed": self.seed,
             "candidates": CANDIDATES, "folds": FOLDS,
             "evaluator": {"name": evaluator.name, "fingerprint": evaluator.vlm.fingerprint},
+            "evaluator_reads": evaluator.vlm.caption_fingerprint,
             "generator": fingerprint(generator), "trained_with": sorted(self._trained_with),
             "judge": None if judge is None else fingerprint(judge),
             "inception": None if inception is None else inception.checksum,
@@ -190,6 +189,39 @@ class Examination:
     def _row(self, painter: Painter, numbers: Sequence[int], scores: Tensor) -> dict[str, Any]:
         captions = [self.captions[number] for number in numbers]
         return gallery.scored(captions, painter.some(captions, numbers), scores[numbers])
+
+
+def check_counts(count: int | None, batch: int) -> None:
+    """Refuse an evaluation of nothing with a ValueError that names the argument."""
+    for name, value in (("count", count), ("batch", batch)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def other_pictures(records: Sequence[Record], count: int, truth: BirdTruth | None) -> list[Record]:
+    """Those of another split's pictures that the real ones' distance is measured to.
+
+    Args:
+        records: the other split's.
+        count: how many.
+        truth: of synthetic birds, which are alike in any order: there the last are taken, as in the committed figures.
+    """
+    return spread(records, count) if truth is None else list(records[-count:])
+
+
+def keep_results(folder: Path) -> None:
+    """Put earlier results aside under the next number that is free for all of them: what has one number is one's."""
+    paths = [folder / name for name in ("evaluation.json", "evaluation.md", "report.pt", "report.html", "pictures")]
+    # Pictures without captions.csv were not written here: they may be somebody's data.
+    there = [path for path in paths if path.is_file() or (path / "captions.csv").is_file()]
+    if not there:
+        return
+    number = 1
+    while any(path.with_stem(f"{path.stem}-{number}").exists() for path in paths):
+        number += 1
+    for path in there:
+        path.rename(path.with_stem(f"{path.stem}-{number}"))
+    print(f"{folder}: earlier results are kept as evaluation-{number}.json and so on", flush=True)
 
 
 def with_known_words(records: Sequence[Record], vocabularies: Sequence[Vocabulary]) -> list[Record]:

@@ -49,7 +49,8 @@ def parser(name: str) -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("--vlm", nargs="?", const=PACKAGED, metavar="CHECKPOINT", help="add the dual loss of this matcher")
-    add("--cfg", type=Path, help="YAML settings, ours or the original's (default: cfg/synthetic.yml)")
+    cfg_help = "YAML settings, ours or the original's (default: cfg/synthetic.yml, from random weights cfg/scratch.yml)"
+    add("--cfg", type=Path, help=cfg_help)
     add("--data", type=Path, help=f"folder of captioned pictures (default: synthetic birds, drawn into {BIRDS_FOLDER})")
     # No default here: --resume refuses one that is given.
     add("--out", type=Path, help=f"where run folders are made (default: {RUNS})")
@@ -130,6 +131,10 @@ def run(
         sys.exit(f"{name}: {error} (--skip-bad leaves out what cannot be used)")
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"{name}: {error}")
+    except torch.cuda.OutOfMemoryError as error:
+        sys.exit(
+            f"{name}: {error} Try a smaller --batch; a run that has begun goes on so with --generator RUN --batch N"
+        )
 
 
 def _sample(folder: Path, build: type[Trainer], arguments: argparse.Namespace) -> Path:
@@ -179,14 +184,19 @@ def _run(
             f"--data {data}: expected with it a matcher of its words (--vlm FILE, or --text-encoder FILE for a plain "
             "run; vlm-plugin pretrain makes one), got none, and the packaged one knows the synthetic birds' words alone"
         )
-    matcher = load_matcher(options["vlm"] or options["text_encoder"], data, device).requires_grad_(False)
+    encoder = options["vlm"] or options["text_encoder"]
+    matcher = load_matcher(encoder, data, device).requires_grad_(False)
     matcher.max_words = options["max_words"] or matcher.max_words
     if saved and saved.get("matcher") not in (None, matcher.fingerprint):
         raise ValueError(
-            f"--resume {arguments.resume}: started with the matcher {saved['matcher']}, but "
-            f"{options['vlm'] or options['text_encoder']} is {matcher.fingerprint} now"
+            f"--resume {arguments.resume}: started with the matcher {saved['matcher']}, but {encoder} is "
+            f"{matcher.fingerprint} now"
         )
+    if saved and saved.get("matcher_reads") not in (None, matcher.caption_fingerprint):
+        raise ValueError(f"--resume {arguments.resume}: started with another vocabulary than {encoder} has now")
     _say_unknown(records, matcher.vocabulary)
+    if (world := distributed.world_size()) > 1:
+        _say(f"{world} processes of {settings.batch} pictures each: {world * settings.batch} a step")
     vlm_loss = loss(matcher, settings) if options["vlm"] else None
 
     torch.manual_seed(options["seed"])
@@ -206,6 +216,9 @@ def _run(
     elif options["start"] is not None:
         taken = trainer.load_start(Path(options["start"]), matcher, discriminators=options["start_discriminators"])
         _say(f"beginning from {options['start']}: {', '.join(taken)}")
+        if not trainer.start_is_checked:
+            start = options["start"]
+            _say(f"{start} does not say which text encoder it was trained with: it must have been that of {encoder}")
     if not saved:
         run_folder = training.shared_run_folder(arguments.out or RUNS, f"{name}{'-vlm' if vlm_loss else ''}")
     # By what trained the networks that it began from as well; an earlier release did not keep it.
@@ -226,6 +239,7 @@ def _run(
     if distributed.rank() == 0:
         facts = {
             "steps": steps, "epochs": None, "matcher": matcher.fingerprint, **begun,
+            "matcher_reads": matcher.caption_fingerprint,
             "text_fingerprint": fingerprint(matcher.text_encoder), "versions": training.versions(),
         }  # fmt: skip
         training.write_json({**options, **facts}, run_folder / "options.json")
@@ -271,7 +285,14 @@ def _options(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str
         raise ValueError("--text-encoder: only for plain runs: with --vlm the matcher's own text encoder is used")
     if arguments.generator and arguments.from_scratch:
         raise ValueError("--from-scratch: contradicts --generator")
-    settings, original = read_config(arguments.cfg or folder / "cfg" / "synthetic.yml", folder)
+    packaged = (
+        (arguments.cfg, arguments.data, arguments.generator, arguments.from_scratch) == (None, None, None, False)
+        and (arguments.vlm or arguments.text_encoder or PACKAGED) == PACKAGED
+        and _packaged_start(folder).is_file()
+    )
+    # Weights and rates that suit a generator that draws already ruin one that does not yet.
+    default = "synthetic.yml" if packaged or arguments.generator else "scratch.yml"
+    settings, original = read_config(arguments.cfg or folder / "cfg" / default, folder)
     if arguments.batch is not None:
         settings.batch = arguments.batch
     _check_settings(settings)
@@ -280,8 +301,7 @@ def _options(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str
     matcher = arguments.vlm if arguments.vlm != PACKAGED else None
     matcher = matcher or arguments.text_encoder or original.get("text_encoder") or PACKAGED
     start = None if arguments.from_scratch else arguments.generator or original.get("generator")
-    default = data is None and arguments.cfg is None and not arguments.from_scratch and matcher == PACKAGED
-    if start is None and default and _packaged_start(folder).is_file():
+    if packaged:
         start = _packaged_start(folder)
     trains = original.get("train", True)
     return {

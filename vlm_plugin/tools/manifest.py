@@ -10,6 +10,8 @@ MATTERS = (
     "data_digest", "split", "pictures", "image_size", "resize", "truncation", "seed", "candidates", "folds",
     "evaluator", "judge", "inception",
 )  # fmt: skip
+#: As well, where both have it: manifests of earlier releases do not.
+MATTERS_WHERE_KNOWN = ("evaluator_reads",)
 
 
 def comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -23,7 +25,8 @@ def comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         "NAME: VALUE and VALUE" for each, in the order of `MATTERS`; empty where the numbers may be compared. An entry
         that is missing is the same as null, and a network is its fingerprint, whatever its file is called.
     """
-    pairs = ((name, a.get(name), b.get(name)) for name in MATTERS)
+    known = [name for name in MATTERS_WHERE_KNOWN if name in a and name in b]
+    pairs = ((name, a.get(name), b.get(name)) for name in (*MATTERS, *known))
     return [f"{name}: {_shown(x)} and {_shown(y)}" for name, x, y in pairs if _identity(x) != _identity(y)]
 
 

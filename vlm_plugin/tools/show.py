@@ -15,8 +15,15 @@ from vlm_plugin.data import BirdTruth, Record, Records
 from vlm_plugin.model import read_file, write_file
 from vlm_plugin.tools import pictures, training
 from vlm_plugin.tools.drawing import Painter, from_bytes, to_bytes
-from vlm_plugin.tools.evaluation import Named
-from vlm_plugin.tools.examination import ATTENTION, Examination, choose_evaluator, usable_records
+from vlm_plugin.tools.evaluation import Named, spread
+from vlm_plugin.tools.examination import (
+    ATTENTION,
+    Examination,
+    choose_evaluator,
+    keep_results,
+    other_pictures,
+    usable_records,
+)
 from vlm_plugin.tools.trainer import Trainer, whole
 from vlm_plugin.vocabulary import Vocabulary
 
@@ -46,9 +53,9 @@ class Show:
         evaluator = choose_evaluator(None, truth, named)
         evaluator.vlm.to(matcher.device)
         # Now and not at the end: a missing file should not cost a whole run.
-        self.records = self._usable("test", self._open("test")[: settings.evaluated], matcher.vocabulary)
+        self.records = self._usable("test", spread(self._open("test"), settings.evaluated), matcher.vocabulary)
         count = len(self.records)
-        others = self._usable("train", self._open("train")[-count:], None)
+        others = self._usable("train", other_pictures(self._open("train"), count, truth), None)
         if distributed.rank() == 0:
             self.examination = Examination(
                 data, self.records, others, self.size, evaluator, matcher=named,
@@ -62,8 +69,9 @@ class Show:
     def remember(self, name: str) -> None:
         """Keep the generator's present pictures, also across a kill."""
         if distributed.rank() == 0:
-            content = {"pictures": torch.cat(list(self._drawn())), "shown": self.examination.draw_shown(self.painter)}
-            write_file({k: to_bytes(v) for k, v in content.items()}, self.folder / f"{name}.pt")
+            drawn = torch.cat([to_bytes(batch) for batch in self._drawn()])
+            shown = to_bytes(self.examination.draw_shown(self.painter))
+            write_file({"pictures": drawn, "shown": shown}, self.folder / f"{name}.pt")
 
     def grid(self, name: str, path: Path) -> None:
         """A captioned grid of the present generator at the fixed noise."""
@@ -73,6 +81,8 @@ class Show:
         """Print the table, and write it, the report and the pictures."""
         examination = self.examination
         before = self._before()
+        # A resumed run may hold those of an evaluation that took longer than this.
+        keep_results(self.folder)
         examination.add_real()
         if before:
             examination.table.add("before", map(from_bytes, before["pictures"].split(examination.batch)))

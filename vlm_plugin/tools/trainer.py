@@ -74,6 +74,7 @@ class Trainer(abc.ABC):
         name: stands in the files that `save_start` writes.
         learns_from_matcher: the matcher trains the generator in plain runs too, so that its scores are circular there.
         trained_with: of the networks that `load_start` took, see `Saved`.
+        start_is_checked: they say which text encoder conditioned them; published ones do not.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Trainer(abc.ABC):
     ) -> None:
         self.noise_dim, self.image_size, self.device, self.dtype = noise_dim, image_size, device, dtype
         self.trained_with: frozenset[str] = frozenset()
+        self.start_is_checked = True
         self.ema, self.seed = settings.ema, int(torch.initial_seed() % 2**31)
         self.normalise_text = settings.normalise_text
         self.generator = self._place(generator)
@@ -197,7 +199,7 @@ class Trainer(abc.ABC):
         for name, state in taken.items():
             networks[name].load_state_dict(state)
         self.average.load_state_dict(self.generator.state_dict())
-        self.trained_with = saved.trained_with
+        self.trained_with, self.start_is_checked = saved.trained_with, saved.text_fingerprint is not None
         return list(taken)
 
     @classmethod
