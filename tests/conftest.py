@@ -19,6 +19,7 @@ for _entry in (GOLDEN, ROOT):
 _MARKERS = {
     "cuda": "needs a CUDA device; left out, and counted in the summary, where there is none",
     "browser": "needs chromium; left out, and counted in the summary, where there is none",
+    "full_disk": "needs /dev/full; left out, and counted in the summary, where there is none",
 }
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _left_out: dict[str, int] = {}
@@ -33,6 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Deselect what cannot run here, instead of skipping it, so that a skip always means something unforeseen."""
     missing = {} if torch.cuda.is_available() else {"cuda": "no CUDA device"}
     missing |= {} if BROWSER else {"browser": "no chromium"}
+    missing |= {} if Path("/dev/full").exists() else {"full_disk": "no /dev/full"}
     kept, dropped = [], []
     for item in items:
         reason = next(

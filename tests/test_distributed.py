@@ -51,10 +51,14 @@ def rows(seed, part):
 
 
 def step(generator, loss, seed, part, classes=True):
-    """One generator step; total, terms and the generator's gradient."""
+    """One generator step; total, terms and the generator's gradient. A generator in float32 runs in autocast."""
     noise, text, real, groups = rows(seed, part)
-    fake = generator(noise).view(-1, 3, 8, 8)
-    total, terms = loss(fake, text, real, class_ids=groups if classes else None)
+    dtype = next(generator.parameters()).dtype
+    if mixed := dtype == torch.float32:
+        noise, real, text = noise.float(), real.float(), Features(text.local.float(), text.pooled.float(), text.mask)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        fake = generator(noise).view(-1, 3, 8, 8)
+        total, terms = loss(fake, text, real, class_ids=groups if classes else None)
     generator.zero_grad()
     total.backward()
     return {
@@ -75,6 +79,8 @@ SETTINGS = {
     "all terms": ({}, False),
     "contrastive terms": ({"terms": CONTRASTIVE}, True),
     "global terms": ({"terms": ["vlm_global"]}, True),
+    "another level of each half": ({"terms": ["vlm_local", "vvm_global"]}, True),
+    "a half without contrastive terms": ({"terms": ["vlm_local", "vvm_general"]}, False),
     "general terms": ({"terms": ["vlm_general", "vvm_general"]}, True),
 }
 
@@ -153,16 +159,16 @@ def outside(group):
     return "no error"
 
 
-def calls_without_contrastive_terms(rank):
-    """How often general terms alone talk to other ranks."""
-    calls, original = [], dist.all_gather
-    dist.all_gather = lambda *a, **k: calls.append(1) or original(*a, **k)
+def sent(rank, *terms):
+    """Shapes of what a loss with these terms sends to other ranks."""
+    shapes, original = [], dist.all_gather
+    dist.all_gather = lambda parts, tensor, **k: shapes.append(tuple(tensor.shape)) or original(parts, tensor, **k)
     try:
         _, text, real, groups = rows(0, share(rank, RANKS))
-        make_loss(terms=["vlm_general"])(pictures(len(real)), text, class_ids=groups)
+        make_loss(terms=terms)(pictures(len(real)), text, real, class_ids=groups)
     finally:
         dist.all_gather = original
-    return len(calls)
+    return shapes
 
 
 def work(rank, folder):
@@ -177,6 +183,8 @@ def work(rank, folder):
         generator = DistributedDataParallel(make_generator())
         for name, (arguments, classes) in SETTINGS.items():
             found[name] = step(generator, make_loss(**arguments), 0, share(rank, RANKS), classes)
+        mixed = DistributedDataParallel(make_generator().float())
+        found["mixed"] = step(mixed, make_loss().float(), 0, share(rank, RANKS))
         right, distributed._Gather = distributed._Gather, Blind
         found["control"] = step(generator, make_loss(), 0, share(rank, RANKS))
         distributed._Gather = right
@@ -187,7 +195,7 @@ def work(rank, folder):
         found["pair"] = step(half, make_loss(process_group=mine), rank // 2, share(index, 2))
 
         found["gather"] = gather_facts(rank)
-        found["calls"] = calls_without_contrastive_terms(rank)
+        found["sent"] = [sent(rank, *terms) for terms in (["vlm_general"], ["vlm_global", "vvm_general"])]
         found["unequal"] = [unequal(rank, classes) for classes in (False, True)]
         found["ids on some"] = ids_on_some(rank)
         found["outside"] = outside(pairs[1 - rank // 2])
@@ -255,6 +263,20 @@ def test_two_processes_of_a_process_group_equal_one(found):
     assert (found[0]["pair"]["gradient"] - found[2]["pair"]["gradient"]).abs().max() > 1e-2
 
 
+def test_autocast(found):
+    """Generator and encoder in bfloat16, scores in float32: the same up to the former's rounding."""
+    expected = step(make_generator().float(), make_loss().float(), 0, slice(0, len(LENGTHS)))
+    exact = single(0)
+    for result in found:
+        assert result["mixed"]["total"].dtype == result["mixed"]["gradient"].dtype == torch.float32
+        difference = (result["mixed"]["gradient"] - expected["gradient"]).norm()
+        assert difference < 0.02 * expected["gradient"].norm()
+        # It was in bfloat16.
+        assert (expected["gradient"] - exact["gradient"]).norm() > 1e-4 * exact["gradient"].norm()
+    mean = sum(result["mixed"]["total"] for result in found) / RANKS
+    torch.testing.assert_close(mean, expected["total"], rtol=1e-2, atol=0)
+
+
 def test_a_gather_without_gradient_would_show(found):
     """The same comparison with a blind gather fails by far: values agree, the gradient does not."""
     expected = single(0)
@@ -315,8 +337,12 @@ def test_a_process_outside_the_group_is_told(found):
         assert result["outside"] == f"process_group: expected one that rank {rank} belongs to, got another"
 
 
-def test_general_terms_alone_talk_to_nobody(found):
-    assert [result["calls"] for result in found] == [0] * RANKS
+def test_what_is_off_is_not_sent(found):
+    """General terms compare with nobody; a global one sends the pooled vectors of its own half, and class ids."""
+    for result in found:
+        nothing, pooled = result["sent"]
+        assert nothing == []
+        assert pooled == [(2, 6), (2,), (2, 6)]
 
 
 def test_one_process_gathers_nothing():

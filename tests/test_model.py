@@ -403,7 +403,7 @@ def test_a_save_that_cannot_be_written_names_the_file(saved):
         make_vlm().save(path)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.full_disk
 def test_a_full_disk_names_the_file_and_leaves_the_old_one(saved):
     before = saved.read_bytes()
     saved.with_name("x.vlm.pt.part").symlink_to("/dev/full")
