@@ -20,6 +20,7 @@ from reference import TinyEncoder, pictures, random_features, sharpen
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from baselines.attngan.losses import damsm_loss
 from vlm_plugin import DualVLMLoss, Features, MatchingScoreBlock, distributed
 
 RANKS = 4
@@ -83,6 +84,16 @@ SETTINGS = {
     "a half without contrastive terms": ({"terms": ["vlm_local", "vvm_general"]}, False),
     "general terms": ({"terms": ["vlm_general", "vvm_general"]}, True),
 }
+
+
+def damsm(part):
+    """AttnGAN's DAMSM of some rows; its parts, and the gradient at the pictures' features."""
+    text, ids = rows(0, part)[1], torch.tensor(GROUPS)[part]
+    every = random_features([4] * len(LENGTHS), seed=5)
+    image = Features(*(value[part].clone() for value in every))
+    leaves = [image.local.requires_grad_(), image.pooled.requires_grad_()]
+    parts = damsm_loss(image, text, ids)
+    return {"parts": torch.stack(parts).detach(), "gradient": torch.autograd.grad(sum(parts), leaves)}
 
 
 class Blind(torch.autograd.Function):
@@ -194,6 +205,7 @@ def work(rank, folder):
         half = DistributedDataParallel(make_generator(), process_group=mine)
         found["pair"] = step(half, make_loss(process_group=mine), rank // 2, share(index, 2))
 
+        found["damsm"] = damsm(share(rank, RANKS))
         found["gather"] = gather_facts(rank)
         found["sent"] = [sent(rank, *terms) for terms in (["vlm_general"], ["vlm_global", "vvm_general"])]
         found["unequal"] = [unequal(rank, classes) for classes in (False, True)]
@@ -261,6 +273,16 @@ def test_two_processes_of_a_process_group_equal_one(found):
         expected = single(rank // 2)
         torch.testing.assert_close(result["pair"]["gradient"], expected["gradient"], rtol=1e-9, atol=1e-9)
     assert (found[0]["pair"]["gradient"] - found[2]["pair"]["gradient"]).abs().max() > 1e-2
+
+
+def test_damsm_of_four_processes(found):
+    """Plain AttnGAN has the negatives of every rank as well; its trainer averages the gradients."""
+    expected = damsm(slice(0, len(LENGTHS)))
+    for rank, result in enumerate(found):
+        torch.testing.assert_close(result["damsm"]["parts"], expected["parts"], rtol=1e-9, atol=1e-9)
+        for own, whole in zip(result["damsm"]["gradient"], expected["gradient"], strict=True):
+            torch.testing.assert_close(own / RANKS, whole[share(rank, RANKS)], rtol=1e-9, atol=1e-9)
+    assert all(gradient.abs().max() > 1e-3 for gradient in expected["gradient"])
 
 
 def test_autocast(found):

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baselines.attngan.networks import Discriminator
-from vlm_plugin import Features
+from vlm_plugin import Features, distributed
 from vlm_plugin.matching import at_least_float32, contrastive_loss, global_scores, unit
 
 
@@ -112,7 +112,7 @@ def damsm_loss(
     gamma2: float = 5.0,
     gamma3: float = 10.0,
 ) -> DAMSM:
-    """DAMSM's word and sentence losses in the formula of its published code.
+    """DAMSM's word and sentence losses in the formula of its published code, over the pictures of every rank.
 
     Args:
         image: B generated pictures.
@@ -124,8 +124,12 @@ def damsm_loss(
 
     Source: AttnGAN section 3.2, golden values.
     """
+    # Each rank has the whole batch's loss, whose gradient the gathering sums over ranks and the trainer averages.
+    image = distributed.gather_features(image, class_ids=class_ids is not None)
+    text = distributed.gather_features(text)
     same = None
     if class_ids is not None:
+        class_ids = distributed.gather(class_ids)
         same = class_ids[:, None] == class_ids[None, :]
     own = torch.arange(len(image.pooled), device=image.pooled.device)
     words = gamma3 * damsm_word_scores(image, text, gamma1, gamma2)

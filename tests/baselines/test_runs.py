@@ -344,7 +344,9 @@ def test_without_memory_one_line_says_what_to_do(tmp_path: Path) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     words = ["--cfg", tiny.config(tmp_path / "tiny.yml"), "--data", tiny.birds(), "--text-encoder", tiny.matcher()]
-    with pytest.raises(SystemExit, match=r"^dfgan: CUDA out of memory\..* GiB\. Try a smaller --batch; a run that has"):
+    with pytest.raises(
+        SystemExit, match=r"^dfgan: CUDA out of memory\..* GiB\. Try a smaller --batch \(of a run that has"
+    ):
         run("--out", tmp_path / "runs", "--device", "cpu", *words, build=build)
 
 
@@ -364,6 +366,19 @@ def test_from_random_weights_the_loss_begins_as_it_should(tmp_path: Path, name: 
     for words in (("--from-scratch",), ("--data", "x", "--vlm", "mine.vlm.pt"), ("--vlm", "mine.vlm.pt")):
         assert steps_of(*words) == 22
     assert steps_of("--from-scratch", "--cfg", str(folder / "cfg" / "synthetic.yml")) == 11
+    # A run's generator goes on with that run's settings, and the loss begins at once.
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    settings = tiny.settings(name, steps=33, vlm__vlm_start=1000, vlm__vvm_start=1000)
+    training.write_json({"baseline": name, "settings": settings}, earlier / "options.json")
+    words = ["--generator", str(earlier), "--batch", "2"]
+    found = gan._options(name, gan.parser(name).parse_args(words), folder)["settings"]
+    assert found == settings | {"batch": 2, "vlm": settings["vlm"] | {"vlm_start": 0, "vvm_start": 0}}
+    assert steps_of(*words, "--cfg", str(folder / "cfg" / "synthetic.yml")) == 11
+    del settings["ema"]
+    training.write_json({"baseline": name, "settings": settings}, earlier / "options.json")
+    with pytest.raises(ValueError, match=r"earlier/options\.json: missing setting ema$"):
+        steps_of(*words)
     (folder / "assets" / "birds.pt").unlink()
     assert steps_of("--vlm") == 22
 
@@ -429,6 +444,22 @@ def test_an_original_settings_file_decides_the_run(tmp_path: Path) -> None:
     assert options_of(folder)["vlm"] == str(tmp_path / "text.pt")
     assert len(seen.batches) == 1
     assert len(seen.batches[0][0]) == 10
+    # The patch's lines mean what they mean there: a matcher that is named adds the loss.
+    shutil.copy(tiny.matcher(), tmp_path / "matcher.pt")
+    content["TRAIN"] |= {"VLM": "matcher.pt", "LAMBDA_VVM": 0.3, "LAMBDA_VLM": 0.7}
+    cfg.write_text(yaml.safe_dump(content), encoding="utf-8")
+    for words, expected in (
+        ((), "matcher.pt"),
+        (("--vlm",), "matcher.pt"),
+        (("--vlm", tmp_path / "text.pt"), "text.pt"),
+    ):
+        parsed = gan.parser("attngan").parse_args(["--cfg", str(cfg), *map(str, words)])
+        options = gan._options("attngan", parsed, folder_of("attngan"))
+        assert options["vlm"] == str(tmp_path / expected)
+        assert (options["settings"]["vlm"]["lambda_vvm"], options["settings"]["vlm"]["lambda_vlm"]) == (0.3, 0.7)
+    parsed = gan.parser("attngan").parse_args(["--cfg", str(cfg), "--text-encoder", str(tmp_path / "text.pt")])
+    assert gan._options("attngan", parsed, folder_of("attngan"))["vlm"] is None
+    del content["TRAIN"]["VLM"]
     # A file that does not train: an evaluation of what there is.
     content["TRAIN"]["FLAG"] = False
     cfg.write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -121,7 +121,7 @@ def test_without_a_folder_of_pictures_the_file_is_checked_all_the_same(root: Pat
     records, found, _ = problems(root)
     assert records == []
     assert len(found) == 2
-    assert "found none for COCO_1.jpg" in found[1]
+    assert "COCO_1.jpg (id 1): expected at least one caption for every image, found none" in found[1]
 
 
 def test_a_file_name_without_a_year(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_every_problem_is_listed_and_only_good_pictures_are_left(root: Path) -> 
     for what, beginning in zip(found, expected, strict=False):
         assert what.startswith(f"{path.name}, {beginning}")
     assert found[len(expected) :] == [
-        f"{path.name}: expected at least one caption for every image, found none for {name} (id {number})"
+        f"{path.name}, {name} (id {number}): expected at least one caption for every image, found none"
         for name, number in ((TWO, 2), ("blank.jpg", 4))
     ]
     assert [i for i, is_fatal in enumerate(fatal) if not is_fatal] == [11]

@@ -15,7 +15,7 @@ from vlm_plugin.tools.settings import Config, read_config
 
 BASELINES = tiny.ROOT / "baselines"
 FAMILIES = ("attngan", "dfgan")
-PATHS = {"data", "text_encoder", "generator", "sample_from"}
+PATHS = {"data", "text_encoder", "vlm", "generator", "sample_from"}
 ARGUMENTS = PATHS | {"epochs", "seed", "max_words", "train", "discriminators"}
 
 # No value as in our bird.yml, so that one that is not taken over shows.
@@ -70,7 +70,8 @@ ATTNGAN_SETTINGS = {
     "damsm": {"weight": 4, "gamma1": 1.5, "gamma2": 2.5, "gamma3": 3.5}, "vlm": {"lambda_vvm": 0.3, "lambda_vlm": 0.7},
 }  # fmt: skip
 ATTNGAN_ARGUMENTS = {
-    "data": "moths/data", "text_encoder": "moths/text.pth", "epochs": 11, "max_words": 21, "train": True,
+    "data": "moths/data", "text_encoder": "moths/text.pth", "vlm": "moths.vlm.pt",
+    "epochs": 11, "max_words": 21, "train": True,
     "discriminators": False,
 }  # fmt: skip
 
@@ -117,7 +118,8 @@ DFGAN_SETTINGS = {
     "image_size": 128, "z_dim": 50, "batch": 7, "nf": 12, "vlm": {"lambda_vvm": 0.3, "lambda_vlm": 0.7},
 }  # fmt: skip
 DFGAN_ARGUMENTS = {
-    "data": "moths/data", "text_encoder": "moths/text.pth", "sample_from": "moths/state_epoch_007.pth", "epochs": 11,
+    "data": "moths/data", "text_encoder": "moths/text.pth", "vlm": "moths.vlm.pt",
+    "sample_from": "moths/state_epoch_007.pth", "epochs": 11,
     "seed": 3, "max_words": 21,
 }  # fmt: skip
 

@@ -9,6 +9,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,37 @@ def test_loader_processes_change_nothing_and_survive_ctrl_c(images: CaptionedIma
         os.kill(worker.pid, signal.SIGINT)
     found += list(itertools.islice(batches, 4))
     assert all(itertools.starmap(same_batch, zip(alone, found, strict=True)))
+
+
+def test_a_signal_to_the_whole_group_leaves_the_loaders_alive() -> None:
+    """As torchrun, timeout and schedulers send it: the trainer finishes its step, and its loaders end with it."""
+    code = f"""
+import itertools, os, sys
+sys.path[:0] = {[str(tiny.ROOT), str(tiny.ROOT / "tests")]!r}
+import torch, tiny
+from vlm_plugin.data import CaptionedImages, open_split
+from vlm_plugin.data.dataset import collate
+from vlm_plugin.tools import training
+
+if __name__ == "__main__":
+    images = CaptionedImages(open_split({str(tiny.birds())!r}, "train"), tiny.SIZE, train=True)
+    with training.StopSignal() as stop:
+        batches = training.endless_batches(images, 3, 2, collate, device=torch.device("cpu"), workers=2)
+        next(batches)
+        print(*(child.pid for child in torch.multiprocessing.active_children()), flush=True)
+        while not stop.asked:
+            next(batches)
+        print(len(list(itertools.islice(batches, 9))), flush=True)
+"""
+    done = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    workers = [int(pid) for pid in done.stdout.readline().split()]
+    assert len(workers) == 2
+    os.killpg(done.pid, signal.SIGTERM)
+    assert done.communicate(timeout=60)[0].split() == ["9"]
+    assert done.returncode == 0
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
 
 
 def test_two_ranks_share_each_global_batch(images: CaptionedImages, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,6 +502,18 @@ def test_update_average_moves_parameters_and_copies_buffers() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Devices and ranks
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_where_the_gpu_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch calls it supported on older GPUs too, where it is emulated."""
+    for native in (True, False):
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, native=native: native or including_emulation,
+        )
+        found = training.choose_precision(torch.device("cuda", 0))
+        assert found == (torch.bfloat16 if native else torch.float32)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:", ""])

@@ -84,8 +84,8 @@ def read_coco(root: str | Path, split: str, complain: Complain = stop) -> Iterat
     _read_annotations(path, annotations, captions, complain)
     for number, name in names.items():
         if not captions[number]:
-            what = f"expected at least one caption for every image, found none for {name} (id {number!r})"
-            complain(Problem(str(path), what))
+            what = "expected at least one caption for every image, found none"
+            complain(Problem(f"{path}, {name} (id {number!r})", what, picture=True))
         elif folder is not None:
             yield Record(without_extension(name), folder / name, tuple(captions[number]), None, None)
 

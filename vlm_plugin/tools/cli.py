@@ -69,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # By its name: not every command loads torch.
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        print(f"vlm-plugin {arguments.command}: {error} Try a smaller --batch", file=sys.stderr)
+        print(
+            f"vlm-plugin {arguments.command}: {error} Try a smaller --batch, or a CPU (--device cpu)", file=sys.stderr
+        )
         return 2
 
 

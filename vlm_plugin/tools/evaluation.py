@@ -315,7 +315,10 @@ class Table:
             captions, facts = self.subject.captions[part], self.subject.facts[part]
             for (_, reader), text, (precision, vlms) in zip(self._readers, self._texts, metrics, strict=True):
                 placed = batch.to(reader.vlm.device)
-                image, anchor = reader.vlm.encode_image(placed), Features(*(value[part] for value in text))
+                image, anchor = (
+                    reader.vlm.encode_image(placed),
+                    Features(*(value[part].to(placed.device) for value in text)),
+                )
                 precision.update_features(image, anchor, facts.to(reader.vlm.device))
                 if vlms is not None:
                     vlms.update_features(image, anchor)
@@ -458,16 +461,17 @@ def _meaning(column: Column) -> str:
 
 @torch.no_grad()
 def _encoded(vlm: VLM, captions: Sequence[str]) -> Features:
-    """Features of many captions, padded to the longest; each caption's do not depend on the others."""
-    parts = [vlm.encode_text(captions[i : i + _CHUNK]) for i in range(0, len(captions), _CHUNK)]
-    longest = max(part.mask.shape[1] for part in parts)
-
-    def padded(tensor: Tensor) -> Tensor:
-        missing = longest - tensor.shape[1]
-        return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], dim=1)
-
-    return Features(
-        torch.cat([padded(part.local) for part in parts]),
-        torch.cat([part.pooled for part in parts]),
-        torch.cat([padded(part.mask) for part in parts]),
-    )
+    """Features of many captions on the CPU, padded to the longest; each caption's do not depend on the others."""
+    every: Features | None = None
+    for start in range(0, len(captions), _CHUNK):
+        part = vlm.encode_text(captions[start : start + _CHUNK]).to("cpu")
+        rows, size, width = part.local.shape
+        if every is None:
+            # At once and once: COCO's are gigabytes, which a GPU has not and nothing should hold twice.
+            local = part.local.new_zeros(len(captions), vlm.max_words, width)
+            mask = part.mask.new_zeros(len(captions), vlm.max_words)
+            every = Features(local, part.pooled.new_zeros(len(captions), width), mask)
+        place = slice(start, start + rows)
+        every.local[place, :size], every.mask[place, :size], every.pooled[place] = part.local, part.mask, part.pooled
+    longest = int(every.mask.sum(1).max())
+    return Features(every.local[:, :longest], every.pooled, every.mask[:, :longest])

@@ -24,7 +24,7 @@ from vlm_plugin.model import fingerprint, read_file, write_file
 from vlm_plugin.tools import training
 from vlm_plugin.tools.matchers import PACKAGED, load_matcher, marks
 from vlm_plugin.tools.sampling import read_captions, sample
-from vlm_plugin.tools.settings import read_config
+from vlm_plugin.tools.settings import read_config, settings_of_run
 from vlm_plugin.tools.show import Show
 from vlm_plugin.tools.trainer import Trainer, whole
 from vlm_plugin.vocabulary import Vocabulary
@@ -49,7 +49,10 @@ def parser(name: str) -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("--vlm", nargs="?", const=PACKAGED, metavar="CHECKPOINT", help="add the dual loss of this matcher")
-    cfg_help = "YAML settings, ours or the original's (default: cfg/synthetic.yml, from random weights cfg/scratch.yml)"
+    cfg_help = (
+        "YAML settings, ours or the original's (default: cfg/synthetic.yml, from random weights cfg/scratch.yml, from "
+        "a run's folder that run's own)"
+    )
     add("--cfg", type=Path, help=cfg_help)
     add("--data", type=Path, help=f"folder of captioned pictures (default: synthetic birds, drawn into {BIRDS_FOLDER})")
     # No default here: --resume refuses one that is given.
@@ -133,7 +136,8 @@ def run(
         sys.exit(f"{name}: {error}")
     except torch.cuda.OutOfMemoryError as error:
         sys.exit(
-            f"{name}: {error} Try a smaller --batch; a run that has begun goes on so with --generator RUN --batch N"
+            f"{name}: {error} Try a smaller --batch (of a run that has begun: the same command with --generator RUN, "
+            "its folder, and --batch N)"
         )
 
 
@@ -292,14 +296,19 @@ def _options(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str
     )
     # Weights and rates that suit a generator that draws already ruin one that does not yet.
     default = "synthetic.yml" if packaged or arguments.generator else "scratch.yml"
-    settings, original = read_config(arguments.cfg or folder / "cfg" / default, folder)
+    if arguments.cfg is None and arguments.generator and (arguments.generator / "options.json").is_file():
+        settings, original = settings_of_run(arguments.generator, folder), {}
+    else:
+        settings, original = read_config(arguments.cfg or folder / "cfg" / default, folder)
     if arguments.batch is not None:
         settings.batch = arguments.batch
     _check_settings(settings)
     data = arguments.data or original.get("data")
-    # A bare --vlm means the matcher at hand: the DAMSM pair that an original's settings name, else the packaged one.
-    matcher = arguments.vlm if arguments.vlm != PACKAGED else None
-    matcher = matcher or arguments.text_encoder or original.get("text_encoder") or PACKAGED
+    # An original's settings with the patch's lines name a matcher, which switches the loss on there as well.
+    vlm = arguments.vlm or (None if arguments.text_encoder else original.get("vlm"))
+    if vlm == PACKAGED:  # A bare --vlm means the matcher at hand: an original's settings name it, or a DAMSM pair.
+        vlm = original.get("vlm") or original.get("text_encoder") or PACKAGED
+    matcher = vlm or arguments.text_encoder or original.get("text_encoder") or PACKAGED
     start = None if arguments.from_scratch else arguments.generator or original.get("generator")
     if packaged:
         start = _packaged_start(folder)
@@ -308,8 +317,8 @@ def _options(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str
         "baseline": name,
         "settings": json.loads(json.dumps(settings)),
         "data": _in_full(data),
-        "vlm": _in_full(matcher) if arguments.vlm else None,
-        "text_encoder": None if arguments.vlm else _in_full(matcher),
+        "vlm": _in_full(matcher) if vlm else None,
+        "text_encoder": None if vlm else _in_full(matcher),
         "max_words": original.get("max_words"),
         "start": _in_full(start),
         "start_discriminators": original.get("discriminators", True),

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import yaml
 from easydict import EasyDict
 
-_PATHS = ("data", "text_encoder", "generator", "sample_from")
+_PATHS = ("data", "text_encoder", "vlm", "generator", "sample_from")
 
 
 class Config(NamedTuple):
@@ -31,8 +31,8 @@ class Config(NamedTuple):
     settings: EasyDict
     """Complete settings of ours."""
     arguments: dict[str, Any]
-    """What an original's file says of the run: any of `data`, `text_encoder`, `generator`, `sample_from` (paths),
-    `epochs`, `seed`, `max_words`, `train` and `discriminators` (bool). Empty for our own files."""
+    """What an original's file says of the run: any of `data`, `text_encoder`, `vlm`, `generator`, `sample_from`
+    (paths), `epochs`, `seed`, `max_words`, `train` and `discriminators` (bool). Empty for our own files."""
 
 
 def read_config(path: Path, folder: Path) -> Config:
@@ -55,6 +55,25 @@ def read_config(path: Path, folder: Path) -> Config:
         return _translate(content, table, path, folder)
     _check_keys(content, known, path, "")
     return Config(EasyDict(content), {})
+
+
+def settings_of_run(run: Path, folder: Path) -> EasyDict:
+    """The settings of an earlier run, for one that goes on from its generator: that draws already, so the loss begins
+    at once.
+
+    Args:
+        run: the run's folder, with `options.json`.
+        folder: the baseline's folder.
+
+    Raises:
+        ValueError: the run's settings are not this baseline's, or of another release: the message names the key.
+    """
+    path = run / "options.json"
+    content = _load(path)
+    settings = content.get("settings") if isinstance(content, dict) else None
+    _check_keys(settings, _load(folder / "cfg" / "synthetic.yml"), path, "")
+    settings["vlm"]["vlm_start"] = settings["vlm"]["vvm_start"] = 0
+    return EasyDict(settings)
 
 
 def _load(path: Path) -> object:

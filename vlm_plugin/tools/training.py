@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def choose_precision(device: torch.device, name: str = "auto") -> torch.dtype:
     """
     if name == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
         # Emulated bfloat16 is many times slower than float32, so a CPU must say that it has the instructions.
         supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
         return torch.bfloat16 if supported else torch.float32
@@ -261,7 +262,7 @@ def endless_batches(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_outlive_signals,
     )
     for loaded in loader:
         if isinstance(loaded, BadSampleError):
@@ -329,19 +330,28 @@ def usable_indices(dataset: Dataset, skip_bad: bool) -> tuple[list[int], list[st
         BadSampleError: a sample cannot be used, and `skip_bad` is off.
         ValueError: no sample can be used.
     """
-    indices, skipped = [], []
-    for index in range(len(dataset)):
-        try:
-            dataset[index]
-            indices.append(index)
-        except BadSampleError as error:
-            if not skip_bad:
-                raise
-            skipped.append(error.where)
-            last = error
+    skipped: list[str] = []
+    every = progress(range(len(dataset)), desc="looking at pictures", leave=False, delay=2)
+    indices = [index for index in every if is_usable(dataset, index, skip_bad, skipped)]
     if not indices:
-        raise ValueError(f"expected one usable sample in {len(dataset)}, found none; the last one: {last}")
+        raise ValueError(f"expected one usable sample in {len(dataset)}, found none; the last one: {skipped[-1]}")
     return indices, skipped
+
+
+def is_usable(dataset: Dataset, index: int, skip_bad: bool, skipped: list[str]) -> bool:
+    """Whether a sample can be loaded; where it cannot, its file or key is added to `skipped`.
+
+    Raises:
+        BadSampleError: it cannot, and `skip_bad` is off.
+    """
+    try:
+        dataset[index]
+    except BadSampleError as error:
+        if not skip_bad:
+            raise
+        skipped.append(error.where)
+        return False
+    return True
 
 
 def from_all_ranks(names: Sequence[str]) -> list[str]:
@@ -384,9 +394,19 @@ class LeftOut:
             print(f"left out {len(self.names)} unusable {pictures}: see {self.path}", flush=True)
 
 
-def _ignore_interrupt(_: int) -> None:
-    """A terminal sends Ctrl-C to the loaders as well: they must outlive the step that the trainer still finishes."""
+def _outlive_signals(_: int) -> None:
+    """A terminal sends Ctrl-C to the loaders as well, and torchrun, timeout and schedulers send SIGTERM to the whole
+    group: loaders must outlive the step that the trainer still finishes. The trainer's own SIGTERM they heed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_heed_parent, daemon=True).start()
+
+
+def _heed_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def progress(iterable: Iterable, **options: object) -> tqdm:
