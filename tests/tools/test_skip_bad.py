@@ -504,3 +504,27 @@ def test_twenty_pictures_of_a_caption_each_without_classes(tmp_path: Path) -> No
     folder = run("--vlm", out, "--data", data, "--steps", 2, "--batch", 2, "--out", tmp_path / "runs", "--cfg", cfg)
     assert checkpoint(folder)["step"] == 2
     assert (folder / "evaluation.md").exists()
+
+
+def test_held_out_pictures_that_are_not_used_are_not_looked_at(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool is filled up from the rest of the split, and no more of it is read than that takes."""
+    monkeypatch.setattr(pretrain, "POOL", 10)
+    monkeypatch.setattr(pretrain, "POOLS", 1)
+    records = open_split(data, "train")
+    (whole,) = Evaluator(records, tiny.SIZE, None, CPU).pools
+    assert len(whole) == 10
+    rest = [index for index in range(len(records)) if index not in whole]
+    for index in rest:
+        truncate(data, "train", index)
+    assert Evaluator(records, tiny.SIZE, None, CPU).pools == [whole]
+    bad = truncate(data, "train", whole[3])
+    with pytest.raises(BadSampleError, match=re.escape(str(bad))):
+        Evaluator(records, tiny.SIZE, None, CPU)
+    evaluator = Evaluator(records, tiny.SIZE, None, CPU, skip_bad=True)
+    assert evaluator.pools == [whole[:3] + whole[4:]]
+    assert len(evaluator.skipped) == 31
+    # With something left to fill up with.
+    shutil.copyfile(records[whole[0]].image, records[rest[7]].image)
+    evaluator = Evaluator(records, tiny.SIZE, None, CPU, skip_bad=True)
+    assert evaluator.pools == [[rest[7] if index == whole[3] else index for index in whole]]
+    assert str(bad) in evaluator.skipped
