@@ -828,6 +828,19 @@ def test_a_run_that_does_not_say_what_it_began_with_goes_on(alone: Finished, nam
     assert options_of(folder) == options
 
 
+def test_a_run_of_an_earlier_release_goes_on_with_the_pictures_that_it_began_with(tmp_path: Path) -> None:
+    """Its table was of the first of the split, not of pictures at equal distances."""
+    folder = plain(tmp_path / "runs", tiny.config(tmp_path / "tiny.yml"), "--steps", 1)
+    options = options_of(folder)
+    first = f"10 (digest {training.digest_records(open_split(tiny.birds(), 'test')[:10])})"
+    assert options["pictures"]["evaluated"] != first
+    options["pictures"]["evaluated"] = first
+    del options["spread"]
+    training.write_json(options, folder / "options.json")
+    run("--resume", folder, "--steps", 2)
+    assert options_of(folder)["pictures"]["evaluated"] == first
+
+
 def test_resume_wants_the_processes_of_the_start(alone: Finished, name: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(alone.folder, tmp_path / "run"))
     training.write_json(options_of(folder) | {"processes": 2}, folder / "options.json")

@@ -325,6 +325,7 @@ def _options(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str
         "steps": settings.steps if trains else 0,
         "epochs": original.get("epochs") if trains else None,
         "seed": _seed(arguments, original),
+        "spread": True,
     }
 
 

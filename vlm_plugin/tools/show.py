@@ -53,7 +53,10 @@ class Show:
         evaluator = choose_evaluator(None, truth, named)
         evaluator.vlm.to(matcher.device)
         # Now and not at the end: a missing file should not cost a whole run.
-        self.records = self._usable("test", spread(self._open("test"), settings.evaluated), matcher.vocabulary)
+        test = self._open("test")
+        # A run of an earlier release goes on with the first ones, with which it began.
+        chosen = spread(test, settings.evaluated) if options.get("spread") else test[: settings.evaluated]
+        self.records = self._usable("test", chosen, matcher.vocabulary)
         count = len(self.records)
         others = self._usable("train", other_pictures(self._open("train"), count, truth), None)
         if distributed.rank() == 0:
