@@ -828,6 +828,14 @@ def test_a_run_that_does_not_say_what_it_began_with_goes_on(alone: Finished, nam
     assert options_of(folder) == options
 
 
+def test_resume_wants_the_vocabulary_of_the_start(alone: Finished, name: str, tmp_path: Path) -> None:
+    """The matcher's fingerprint is of its weights alone; a DAMSM encoder's vocabulary is a file of its own."""
+    folder = Path(shutil.copytree(alone.folder, tmp_path / "run"))
+    training.write_json(options_of(folder) | {"matcher_reads": "0" * 16}, folder / "options.json")
+    found = refused("--resume", folder, name=name)
+    assert f"--resume {folder}: started with another vocabulary than {tiny.matcher()} has now" in found
+
+
 def test_a_run_of_an_earlier_release_goes_on_with_the_pictures_that_it_began_with(tmp_path: Path) -> None:
     """Its table was of the first of the split, not of pictures at equal distances."""
     folder = plain(tmp_path / "runs", tiny.config(tmp_path / "tiny.yml"), "--steps", 1)
@@ -988,6 +996,7 @@ def test_two_processes_stay_equal(tmp_path: Path) -> None:
     # And one table each, whose references rank 1 does not compute.
     assert [out.count("| after |") for out, _ in outputs] == [2, 0]
     assert [out.count("EXAMINED") for out, _ in outputs] == [2, 0]
+    assert [out.count("2 processes of 4 pictures each: 8 a step") for out, _ in outputs] == [2, 0]
 
 
 TERMINATED = """
@@ -1046,7 +1055,9 @@ def test_the_scripts_run_from_any_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exported", [True, False])
-def test_a_run_begins_where_another_ended(name: str, exported: bool, finished: Finished, tmp_path: Path) -> None:
+def test_a_run_begins_where_another_ended(
+    name: str, exported: bool, finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With its averaged generator and its discriminators; exported, these are float16 and everything else is gone."""
     source = finished.folder
     if exported:
@@ -1060,6 +1071,7 @@ def test_a_run_begins_where_another_ended(name: str, exported: bool, finished: F
         assert content["notes"] == {**kept, "steps": 4, "with_vlm": True, "trained_with": taught}
     cfg = tiny.config(tmp_path / "tiny.yml", name)
     folder = plain(tmp_path / "runs", cfg, "--generator", source, "--seed", 9, "--steps", 0, name=name)
+    assert "does not say which text encoder" not in capsys.readouterr().out
     assert options_of(folder)["start"] == str(source)
     found, ended = checkpoint(folder)["trainer"], checkpoint(finished.folder)["trainer"]
     sources = {"generator": "average", "average": "average", **{judge: judge for judge in BASELINES[name].judges}}
@@ -1068,6 +1080,15 @@ def test_a_run_begins_where_another_ended(name: str, exported: bool, finished: F
         for key, value in ended[origin].items():
             expected = value.half().float() if exported and value.is_floating_point() else value
             assert torch.equal(found[network][key], expected), f"{network}.{key}"
+    # A bare generator does not say whose captions it has learned to read.
+    state = {key: value.float() for key, value in ended["average"].items()}
+    torch.save({"model": {"netG": state}} if name == "dfgan" else state, tmp_path / "bare.pth")
+    cfg = tiny.config(tmp_path / "tiny.yml", name, normalise_text=False)
+    plain(tmp_path / "runs", cfg, "--generator", tmp_path / "bare.pth", "--steps", 0, name=name)
+    assert (
+        f"bare.pth does not say which text encoder it was trained with: it must have been that of {tiny.matcher()}"
+        in (capsys.readouterr().out)
+    )
     assert not any(found[adam]["state"] for adam in ("generator_adam", "discriminator_adam"))
     # The very matcher that trained the start: a plain run on top makes it no stranger.
     circular = {name for name, column in results_of(folder)["columns"].items() if column["circular"]}

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 from vlm_plugin import VLM, ConvEncoder, __version__
 from vlm_plugin.data import make_birds, open_split
-from vlm_plugin.tools import judge, pretrain
+from vlm_plugin.tools import judge, pretrain, score
 from vlm_plugin.tools.cli import COMMANDS, main
 from vlm_plugin.tools.judge import Judge
 
@@ -75,6 +76,17 @@ def one_line(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert error.count("\n") == 1
     assert error.startswith(f"vlm-plugin {words[0]}: ")
     return error
+
+
+def test_without_memory_one_line_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(score, "run", full)
+    words = ("score", "--vlm", "x", "--images", "y", "--captions", "z")
+    assert "score: CUDA out of memory. Try a smaller --batch" in one_line(capsys, *words)
 
 
 def test_bad_input_is_one_line_that_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -526,5 +526,22 @@ def test_held_out_pictures_that_are_not_used_are_not_looked_at(data: Path, monke
     # With something left to fill up with.
     shutil.copyfile(records[whole[0]].image, records[rest[7]].image)
     evaluator = Evaluator(records, tiny.SIZE, None, CPU, skip_bad=True)
-    assert evaluator.pools == [[rest[7] if index == whole[3] else index for index in whole]]
+    assert evaluator.pools == [[*whole[:3], *whole[4:], rest[7]]]
     assert str(bad) in evaluator.skipped
+
+
+def test_coco_pictures_without_captions(tmp_path: Path) -> None:
+    pictures = [{"id": number, "file_name": f"{number}.jpg"} for number in range(3)]
+    content = {"images": pictures, "annotations": [{"id": 7, "image_id": 1, "caption": "a red bird"}]}
+    for folder in ("annotations", "train2014"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "annotations" / "captions_train2014.json").write_text(json.dumps(content), encoding="utf-8")
+    for picture in pictures:
+        Image.new("RGB", (16, 16), "red").save(tmp_path / "train2014" / picture["file_name"])
+    with pytest.raises(
+        BadSampleError, match=r"captions_train2014\.json, 0\.jpg \(id 0\): expected at least one caption"
+    ):
+        training.open_records(tmp_path, "train", skip_bad=False)
+    records, lost = training.open_records(tmp_path, "train", skip_bad=True)
+    assert [record.image.name for record in records] == ["1.jpg"]
+    assert [where.rpartition(", ")[2] for where in lost] == ["0.jpg (id 0)", "2.jpg (id 2)"]

@@ -284,34 +284,18 @@ class Evaluator:
         if len(pools) > 1 and len(pools[-1]) < POOL:
             pools.pop()
         count = min(len(pools), POOLS)
-        self.pools, self.skipped = self._usable([pools[i * len(pools) // count] for i in range(count)], order, skip_bad)
+        chosen = [index for i in range(count) for index in pools[i * len(pools) // count]]
+        # The rest of the split stands in for what cannot be used, and is not looked at otherwise.
+        taken = set(chosen)
+        rest = [index for index in order if index not in taken]
+        usable, self.skipped = training.usable_indices(self.images, skip_bad, chosen + rest, enough=len(chosen))
+        self.pools = [usable[start : start + POOL] for start in range(0, len(usable), POOL)]
         self.truth, self.device = truth, device
         self.random = random.Random(seed)
         self.swapped = [
             [swap_caption(c, list(said := read_caption(c)), said, self.random)[0] for c in batch.captions]
             for batch in (self.batches() if truth is not None else [])
         ]
-
-    def _usable(self, pools: list[list[int]], order: list[int], skip_bad: bool) -> tuple[list[list[int]], list[str]]:
-        """The pools without what cannot be used, filled up from the rest of the split, of which no more is looked at
-        than that takes; and what is left out."""
-        skipped: list[str] = []
-        chosen = {index for pool in pools for index in pool}
-        spare = (i for i in order if i not in chosen and training.is_usable(self.images, i, skip_bad, skipped))
-        usable: list[list[int]] = []
-        with training.progress((), total=len(chosen), desc="looking at pictures", leave=False, delay=2) as bar:
-            for pool in pools:
-                kept = []
-                for index in pool:
-                    if not training.is_usable(self.images, index, skip_bad, skipped):
-                        index = next(spare, None)
-                    kept += [] if index is None else [index]
-                    bar.update()
-                usable.append(kept)
-        usable = [pool for pool in usable if pool]
-        if not usable:
-            raise ValueError(f"expected one usable sample in {len(order)}, found none; the last one: {skipped[-1]}")
-        return usable, skipped
 
     def batches(self) -> Iterator[Batch]:
         """The pools, each loaded as it is asked for."""

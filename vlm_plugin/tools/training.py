@@ -321,37 +321,39 @@ def open_records(data: str | os.PathLike, split: str, skip_bad: bool) -> tuple[R
     return records, [problem.where for problem in left_out]
 
 
-def usable_indices(dataset: Dataset, skip_bad: bool) -> tuple[list[int], list[str]]:
+def usable_indices(
+    dataset: Dataset, skip_bad: bool, among: Sequence[int] | None = None, enough: int | None = None
+) -> tuple[list[int], list[str]]:
     """Which samples can be used, and the files and keys of those left out because they cannot be.
 
     Each sample is loaded to find out, and let go: a split may be larger than the memory.
+
+    Args:
+        dataset: the samples.
+        skip_bad: leave out what cannot be used.
+        among: which samples, in this order; all when left out.
+        enough: look at no more once this many can be used.
 
     Raises:
         BadSampleError: a sample cannot be used, and `skip_bad` is off.
         ValueError: no sample can be used.
     """
-    skipped: list[str] = []
-    every = progress(range(len(dataset)), desc="looking at pictures", leave=False, delay=2)
-    indices = [index for index in every if is_usable(dataset, index, skip_bad, skipped)]
+    among = range(len(dataset)) if among is None else among
+    indices, skipped = [], []
+    for index in progress(among, total=enough, desc="looking at pictures", leave=False, delay=2):
+        if len(indices) == enough:
+            break
+        try:
+            dataset[index]
+            indices.append(index)
+        except BadSampleError as error:
+            if not skip_bad:
+                raise
+            skipped.append(error.where)
+            last = error
     if not indices:
-        raise ValueError(f"expected one usable sample in {len(dataset)}, found none; the last one: {skipped[-1]}")
+        raise ValueError(f"expected one usable sample in {len(among)}, found none; the last one: {last}")
     return indices, skipped
-
-
-def is_usable(dataset: Dataset, index: int, skip_bad: bool, skipped: list[str]) -> bool:
-    """Whether a sample can be loaded; where it cannot, its file or key is added to `skipped`.
-
-    Raises:
-        BadSampleError: it cannot, and `skip_bad` is off.
-    """
-    try:
-        dataset[index]
-    except BadSampleError as error:
-        if not skip_bad:
-            raise
-        skipped.append(error.where)
-        return False
-    return True
 
 
 def from_all_ranks(names: Sequence[str]) -> list[str]:
