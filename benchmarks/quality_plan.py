@@ -53,6 +53,10 @@ PROTOCOLS = {
         "the same at half of DF-GAN's shipped rates and weights", legs=(400, 800),
         equal_time={800: 1400}, from_start=True, birds=BIRDS,
     ),
+    "whole": Protocol(
+        "the same on all 10,000 birds that the packaged start was trained on, not the main job's 2,000 of them",
+        legs=(400, 800, 1400), equal_time={800: 1400}, from_start=True, birds=BIRDS | {"train": 10_000}, shipped=True,
+    ),
     "scratch": Protocol(
         "from random weights; 4,000 birds", legs=(500, 1500), equal_time={1500: 2800},
         birds={"train": 4000, "validation": 500, "test": 1000, "size": 64, "seed": 300},
