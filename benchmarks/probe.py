@@ -4,13 +4,14 @@ python benchmarks/probe.py [--matcher FILE]
 
 DF-GAN sees the sentence vector alone. Two probes, a linear one and one with a hidden layer, learn the named attributes
 from the vectors of the training captions and are scored on those of the validation split, whose combinations are new.
+The numbers of the packaged matcher are kept in benchmarks/results/probe.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from vlm_plugin.data.birds import ATTRIBUTES, said_by
 from vlm_plugin.tools import training
 from vlm_plugin.tools.matchers import PACKAGED, load_matcher
 
+RESULTS = Path(__file__).resolve().parent / "results" / "probe.json"
 STEPS, BATCH = 1200, 256
 
 
@@ -97,27 +99,44 @@ class Probe(nn.Module):
         return columns | {"all": float(right.sum() / data.named.sum())}
 
 
+def table(content: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> str:
+    """What the probes read off, as Markdown."""
+    lines = [
+        [what, split, *(f"{share:.3f}" for share in shares.values())]
+        for what, splits in content["rows"].items()
+        for split, shares in splits.items()
+    ]
+    return markdown_table(["probe", "captions", *ATTRIBUTES, "all"], lines, words=2)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--matcher", default=PACKAGED, help="the packaged one when left out")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="where the birds are drawn")
     parser.add_argument("--captions", type=int, default=6, help="of each picture")
+    parser.add_argument(
+        "--results", type=Path, help=f"JSON to write (default: for the packaged matcher {RESULTS.name})"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.results is None and arguments.matcher == PACKAGED:
+        arguments.results = RESULTS
     matcher = load_matcher(arguments.matcher).requires_grad_(False)
     folder = make_birds(arguments.work / "tuning", **PROTOCOLS["tuning"].birds, progress=True)
     splits = {}
     for split in ("train", "validation"):
         captions = [c for record in open_split(folder, split) for c in record.captions[: arguments.captions]]
         splits[split] = encoded(matcher, captions)
-    rows = []
+    rows = {}
     for what, hidden in (("linear", 0), ("hidden layer of 256", 256)):
         torch.manual_seed(0)
         probe = Probe(splits["train"].sentences, hidden)
         probe.fit(splits["train"])
-        for split, data in splits.items():
-            rows.append([what, split, *(f"{share:.3f}" for share in probe.shares(data).values())])
-    print(markdown_table(["probe", "captions", *ATTRIBUTES, "all"], rows, words=2))
+        rows[what] = {split: probe.shares(data) for split, data in splits.items()}
+    if arguments.results:
+        content = {"captions": arguments.captions, "versions": training.versions()}
+        training.write_json(content | {"rows": rows}, arguments.results)
+    print(table({"rows": rows}))
 
 
 if __name__ == "__main__":

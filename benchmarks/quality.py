@@ -193,12 +193,12 @@ class Grid:
         """Add a leg's numbers to the run's JSON, out of its evaluation.json."""
         evaluation = json.loads((scored / "evaluation.json").read_text(encoding="utf-8"))
         rows = {row["name"]: {k: number["value"] for k, number in row["values"].items()} for row in evaluation["rows"]}
-        leg = {"steps": steps, **rows.pop("after" if scored == folder else folder.name), "diversity": spread}
         manifest = evaluation["manifest"]
+        leg = {"steps": steps, **rows.pop("after" if scored == folder else folder.name), "diversity": spread}
+        leg["versions"] = manifest["versions"]
         kept = ("data_digest", "split", "evaluator", "judge", "pictures", "device")
         content = run._asdict() | ({} if ARMS[run.arm].is_plain else {"weights": run.weights}) | {
-            "threads": place["OMP_NUM_THREADS"], "manifest": {name: manifest[name] for name in kept},
-            "versions": manifest["versions"], **rows,
+            "threads": place["OMP_NUM_THREADS"], "manifest": {name: manifest[name] for name in kept}, **rows,
         }  # fmt: skip
         if timed:
             # From the pictures of the untrained state to the last checkpoint: training alone.
@@ -274,24 +274,27 @@ def spread_of(features: Tensor) -> float:
 
 
 def pictures(path: Path, work: Path, runs: Sequence[Run]) -> None:
-    """Write the shown captions as each run draws them.
+    """Write the shown captions as each run draws them after its last leg; its steps stand above its column.
 
     Raises:
-        FileNotFoundError: a run without pictures in `work`.
+        FileNotFoundError: a run without pictures of its last leg in `work`.
     """
     columns: dict[str, list[Tensor]] = {}
     captions: list[str] = []
     for run in runs:
-        reports = list((work / run.name).glob("*/report.pt"))
-        if not reports:
-            raise FileNotFoundError(f"{work / run.name}: expected a finished run with report.pt: train it first")
-        content = torch.load(max(reports, key=lambda file: file.stat().st_mtime), weights_only=True)
+        home = work / run.name
+        newest = sorted((*home.glob("*/report.pt"), *home.glob("*/checkpoint.pt")), key=lambda f: f.stat().st_mtime)
+        if not newest or newest[-1].name != "report.pt":
+            raise FileNotFoundError(f"{home}: expected a run with report.pt of its last leg: train it first")
+        content = torch.load(newest[-1], weights_only=True)
+        (checkpoint,) = home.glob("*/checkpoint.pt")
+        steps = torch.load(checkpoint, map_location="cpu", weights_only=True)["step"]
         captions = content["captions"]
         own = "after" if "after" in content["pictures"] else next(n for n in content["pictures"] if n != "real")
-        for name, column in (("real", "real"), ("before", "before"), (own, run.arm)):
+        for name, column in (("real", "real"), ("before", "before"), (own, f"{run.arm}, {steps} steps")):
             if name in content["pictures"]:
                 columns.setdefault(column, [from_bytes(rows[:3]) for rows in content["pictures"][name]])
-    order = [name for name in ("real", "before", *(run.arm for run in runs)) if name in columns]
+    order = sorted(columns, key=lambda name: ["real", "before"].index(name) if name in ("real", "before") else 2)
     sample_sheet(path, captions, {name: columns[name] for name in order})
 
 

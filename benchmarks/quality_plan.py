@@ -134,6 +134,16 @@ ARMS: dict[str, Arm] = {
 }
 
 
+def plain_of(arm: str) -> str | None:
+    """The arm of plain training at an arm's learning rates; None where there is none."""
+
+    def rates(changes: Mapping[str, object]) -> dict[str, object]:
+        return {name: value for name, value in changes.items() if name.endswith("_lr")}
+
+    same = [n for n, a in ARMS.items() if a.is_plain and a.changes == rates(ARMS[arm].changes)]
+    return same[0] if same else None
+
+
 def label(arm: str, factor: float) -> str:
     """An arm's name in tables."""
     return arm if factor == 1 else f"{arm}, weights x {factor:g}"

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import arms, cost, spill
+from benchmarks import arms, cost, probe, spill
 from benchmarks.markdown import markdown_table
-from benchmarks.quality_plan import ARMS, NAMES, PROTOCOLS, SHIPPED, label
+from benchmarks.quality_plan import ARMS, NAMES, PROTOCOLS, SHIPPED, label, plain_of
+from vlm_plugin import TERMS
 
 BASELINES = tuple(NAMES)
 HALVES = {"vlm": "the text half alone", "vvm": "the visual half alone"}
@@ -68,27 +69,39 @@ def table(results: Path) -> str:
 def fill(page: str, results: Path) -> str:
     """A page with its tables made anew: each stands between `<!-- protocol baseline -->` and `<!-- end -->`.
 
-    `<!-- headline -->` stands for the short table of `headline`, `<!-- arms -->`, `<!-- cost -->` and `<!-- spill -->`
-    for those of arms.py, cost.py and spill.py. A block without results says so.
+    `<!-- all protocol baseline -->` stands for the same with every measure and every pair. `<!-- headline -->` and
+    `<!-- terms -->` are for the tables of the functions of that name, `<!-- arms -->`, `<!-- cost -->`,
+    `<!-- probe -->` and `<!-- spill -->` for those of the scripts of that name (of spill.py what was measured in three
+    seeds or more from the packaged start; `<!-- all spill -->` has the rest). A block without results says so.
     """
-    tables = {f"{protocol} {baseline}": text for (protocol, baseline), text in blocks(results)}
-    tables["headline"] = headline(results)
+    tables = {f"all {protocol} {baseline}": text for (protocol, baseline), text in blocks(results)}
+    tables |= {f"{protocol} {baseline}": text for (protocol, baseline), text in blocks(results, brief=True)}
+    tables |= {"headline": headline(results), "terms": terms(results)}
     tables["arms"] = arms.table(json.loads(arms.RESULTS.read_text()))
     tables["cost"] = cost.table(json.loads(cost.RESULTS.read_text())["configs"], tflops=20)
-    tables["spill"] = spill.table(list(json.loads(spill.RESULTS.read_text()).values()))
+    tables["probe"] = probe.table(json.loads(probe.RESULTS.read_text()))
+    spilled = list(json.loads(spill.RESULTS.read_text()).values())
+    tables["all spill"] = spill.table(spilled)
+    tables["spill"] = spill.table([run for run in spilled if run["protocol"] == "continued"], seeds=3)
 
     def block(found: re.Match[str]) -> str:
         return f"<!-- {found[1]} -->\n{tables.get(found[1], 'Not run yet.')}\n<!-- end -->"
 
-    names = ["headline", "arms", "cost", "spill", *(f"{protocol} {baseline}" for protocol, baseline in _comparisons())]
-    return re.sub(rf"<!-- ({'|'.join(names)}) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+    comparisons = [f"{protocol} {baseline}" for protocol, baseline in _comparisons()]
+    names = "|".join(["headline", "terms", "arms", "cost", "probe", "spill", *comparisons])
+    return re.sub(rf"<!-- ((?:all )?(?:{names})) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
-def blocks(results: Path) -> list[tuple[tuple[str, str], str]]:
-    """(protocol, baseline) and the table of each comparison: mean and standard deviation over seeds, and differences
-    paired by seed."""
+def blocks(results: Path, brief: bool = False) -> list[tuple[tuple[str, str], str]]:
+    """(protocol, baseline) and the tables of each comparison: mean and standard deviation over seeds, and differences
+    paired by seed.
+
+    Args:
+        results: folder of the JSON files.
+        brief: of the measures those that the goal names, and diversity; of the pairs those of what ships.
+    """
     return [
-        ((protocol, baseline), _comparison(protocol, baseline, own))
+        ((protocol, baseline), _comparison(protocol, baseline, own, brief))
         for protocol, baseline in _comparisons()
         if (own := runs_of(results, protocol, baseline))
     ]
@@ -118,6 +131,22 @@ def headline(results: Path) -> str:
     return markdown_table(["baseline", "seeds", *titles, "gain in accuracy", "p"], rows)
 
 
+def terms(results: Path) -> str:
+    """What each term adds to the other five: both halves minus both halves without it, from protocol `slower`."""
+    protocol, columns = "slower", ("attribute_accuracy", "r_precision", "frechet_distance")
+    legs, costs = legs_of(runs_of(results, protocol, "dfgan")), json.loads(arms.RESULTS.read_text())["costs"]
+    steps = PROTOCOLS[protocol].legs[0]
+    lines = []
+    for term in TERMS:
+        both, without = Row("both", 1.0, steps), Row(f"both minus {term}", 1.0, steps)
+        over = {m: differences(legs.get(both, {}), legs.get(without, {}), m) for m in columns}
+        cells = [cell for m in columns for cell in (_number(over[m], m, sign="+"), _p(over[m]))]
+        share = f"{costs['both'] - costs[without.arm]:+.2f}"
+        lines.append([f"`{term}`", str(len(over["attribute_accuracy"])), *cells, share])
+    titles = [title for m in columns for title in (MEASURES[m][0], "p")]
+    return markdown_table(["term", "seeds", *titles, "plain steps of processor time"], lines)
+
+
 def runs_of(results: Path, protocol: str, baseline: str) -> list[dict[str, Any]]:
     """The kept runs of a comparison."""
     runs = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
@@ -137,9 +166,13 @@ class Row(NamedTuple):
         return label(self.arm, self.factor)
 
 
-def legs_of(runs: Iterable[dict[str, Any]]) -> dict[Row, dict[int, dict[str, Any]]]:
+Legs = dict[int, dict[str, Any]]
+"""Seed -> numbers."""
+
+
+def legs_of(runs: Iterable[dict[str, Any]]) -> dict[Row, Legs]:
     """Row -> seed -> numbers; `seconds_per_step` among them where the whole run was timed."""
-    legs: dict[Row, dict[int, dict[str, Any]]] = {}
+    legs: dict[Row, Legs] = {}
     for run in runs:
         timed = {name: run[name] for name in ("seconds_per_step",) if name in run}
         for leg in run["legs"]:
@@ -147,55 +180,96 @@ def legs_of(runs: Iterable[dict[str, Any]]) -> dict[Row, dict[int, dict[str, Any
     return legs
 
 
-def _comparison(protocol: str, baseline: str, runs: Sequence[dict[str, Any]]) -> str:
-    headline, legs = PROTOCOLS[protocol].headline, legs_of(runs)
-    measures = [m for m in MEASURES if any(m in leg for seeds in legs.values() for leg in seeds.values())]
-    head = ["arm", "steps", "seeds", *(MEASURES[m][0] for m in measures), f"{MEASURES[headline][0]} over plain", "p"]
+def _comparison(protocol: str, baseline: str, runs: Sequence[dict[str, Any]], brief: bool) -> str:
+    legs = legs_of(runs)
+    parts = [_means(protocol, baseline, runs, brief)]
+    if PROTOCOLS[protocol].split == "test":
+        parts += [_contrasts(protocol, baseline, legs, brief), _missing(protocol, baseline, legs)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _means(protocol: str, baseline: str, runs: Sequence[dict[str, Any]], brief: bool) -> str:
+    """A row for each arm and leg; of the measures that the goal names, the difference to plain beside them."""
+    legs, tested = legs_of(runs), (PROTOCOLS[protocol].headline, "frechet_distance")
+    wanted = (*tested, "diversity") if brief else MEASURES
+    measures = [m for m in wanted if any(m in leg for seeds in legs.values() for leg in seeds.values())]
+
+    def values(rows: Iterable[Mapping[str, float]], over: Mapping[str, list[str]]) -> list[str]:
+        numbers = {m: _number([row[m] for row in rows if m in row], m) for m in measures}
+        return [cell for m in measures for cell in (numbers[m], *over.get(m, ()))]
+
     lines = []
+    for name, count, rows in _before(protocol, runs):
+        lines.append([name, "", count, *values(rows, {m: ["", ""] for m in tested}), ""])
+    for row in sorted(legs, key=lambda row: (row.steps, list(ARMS).index(row.arm), row.factor)):
+        over = {m: _over_plain(row, legs, m) for m in tested}
+        seconds = [leg["seconds_per_step"] for leg in legs[row].values() if "seconds_per_step" in leg]
+        cost = f"{statistics.fmean(seconds):.2f}" if seconds else ""
+        name = _shown(protocol, baseline, row)
+        lines.append([name, str(row.steps), str(len(legs[row])), *values(legs[row].values(), over), cost])
+    titles = [title for m in measures for title in (MEASURES[m][0], *(("over plain", "p") if m in tested else ()))]
+    head = ["arm", "steps", "seeds", *titles, "s a step"]
+    columns = len(head) - brief
+    return markdown_table(head[:columns], [line[:columns] for line in lines])
+
+
+def _before(protocol: str, runs: Sequence[dict[str, Any]]) -> Iterable[tuple[str, str, list[dict[str, float]]]]:
+    """Name, number of seeds where that says something, and numbers, of real pictures and of the generators at first."""
     for name in ("real", "before"):
         by_seed = {run["seed"]: run[name] for run in runs if name in run}
         # The real pictures are one set, the packaged start is one; untrained generators are as many as seeds.
         one = name == "real" or PROTOCOLS[protocol].from_start
         rows = list(by_seed.values())[: 1 if one else None]
         if rows:
-            values = [_number([row[m] for row in rows if m in row], m) for m in measures]
-            lines.append([name, "", "" if one else str(len(rows)), *values, "", "", ""])
-    for row in sorted(legs, key=lambda row: (row.steps, list(ARMS).index(row.arm), row.factor)):
-        plain = legs.get(Row("plain", 1.0, row.steps), {})
-        over = [] if row.arm == "plain" else differences(legs[row], plain, headline)
-        values = [_number([leg[m] for leg in legs[row].values() if m in leg], m) for m in measures]
-        seconds = [leg["seconds_per_step"] for leg in legs[row].values() if "seconds_per_step" in leg]
-        cost = f"{statistics.fmean(seconds):.2f}" if seconds else ""
-        cells = [row.label, str(row.steps), str(len(legs[row])), *values, _number(over, headline, sign="+"), _p(over)]
-        lines.append([*cells, cost])
-    parts = [markdown_table([*head, "s a step"], lines)]
-    if PROTOCOLS[protocol].split == "test":
-        parts += [_contrasts(protocol, legs, headline), _missing(protocol, baseline, legs)]
-    return "\n\n".join(part for part in parts if part)
+            yield name, "" if one else str(len(rows)), rows
 
 
-def _missing(protocol: str, baseline: str, legs: Mapping[Row, dict[int, dict[str, Any]]]) -> str:
+def _shown(protocol: str, baseline: str, row: Row) -> str:
+    """A row's name, with a mark on what ships."""
+    ships = PROTOCOLS[protocol].shipped and (row.arm, row.factor) == ("both", SHIPPED[baseline])
+    return f"**{row.label}** (ships)" if ships else row.label
+
+
+def _over_plain(row: Row, legs: Mapping[Row, Legs], measure: str) -> list[str]:
+    """The difference to plain training at the same learning rates, with the number of seeds where it is not the row's,
+    and its p."""
+    against = plain_of(row.arm)
+    if against in (None, row.arm) or row.steps <= ARMS[row.arm].start:
+        return ["", ""]
+    over = differences(legs[row], legs.get(Row(against, 1.0, row.steps), {}), measure)
+    fewer = f" ({len(over)} seed{'s' * (len(over) > 1)})" if over and len(over) < len(legs[row]) else ""
+    return [_number(over, measure, sign="+") + fewer, _p(over)]
+
+
+def _missing(protocol: str, baseline: str, legs: Mapping[Row, Legs]) -> str:
     """Which arms have no run, and what one would take."""
     there = {row.arm for row in legs}
     # alternatives.py trains DF-GAN alone; AttnGAN's plain arm has DAMSM itself.
     arms = [n for n, arm in ARMS.items() if not arm.is_recipe and (baseline == "dfgan" or arm.alternative is None)]
     missing = [name for name in arms if name not in there]
-    seconds = [leg["seconds_per_step"] for row in legs for leg in legs[row].values() if "seconds_per_step" in leg]
+    # A run beside too many others says little of what a step takes: the dearest arm's median.
+    seconds: dict[tuple[str, float], list[float]] = {}
+    for row, by_seed in legs.items():
+        timed = [leg["seconds_per_step"] for leg in by_seed.values() if "seconds_per_step" in leg]
+        seconds.setdefault((row.arm, row.factor), []).extend(timed)
+    seconds = {arm: timed for arm, timed in seconds.items() if timed}
     if not missing or not seconds:
         return ""
     steps = min(PROTOCOLS[protocol].equal_time)
-    minutes = steps * max(seconds) / 60
-    return f"Not run: {', '.join(missing)}; at most {minutes:.0f} minutes of one core each for {steps} steps of a seed."
+    minutes = steps * max(map(statistics.median, seconds.values())) / 60
+    return f"Not run: {', '.join(missing)}; up to {minutes:.0f} minutes of one core each for {steps} steps of a seed."
 
 
-def _contrasts(protocol: str, legs: Mapping[Row, dict[int, dict[str, Any]]], headline: str) -> str:
+def _contrasts(protocol: str, baseline: str, legs: Mapping[Row, Legs], brief: bool) -> str:
     """Both halves against plain training of the same steps and of the same time, and against every other arm: a table
-    for each leg, with a row for each pair that shares a seed."""
-    tables = []
+    for each leg, with a row for each pair that shares a seed. Briefly: what ships alone, and no pair of `_briefly`."""
+    tables, headline, shipped = [], PROTOCOLS[protocol].headline, PROTOCOLS[protocol].shipped
     for steps in PROTOCOLS[protocol].legs:
         lines = []
         for both in sorted(row for row in legs if row.arm == "both" and row.steps == steps):
-            pairs = [("plain at equal steps", Row("plain", 1.0, steps))]
+            if brief and shipped and both.factor != SHIPPED[baseline]:
+                continue
+            pairs = [] if brief else [("plain at equal steps", Row("plain", 1.0, steps))]
             if longer := PROTOCOLS[protocol].equal_time.get(steps):
                 pairs.append(("plain after about the same time", Row("plain", 1.0, longer)))
             pairs += [(_named(other, both), other) for other in _others(both, legs)]
@@ -205,21 +279,22 @@ def _contrasts(protocol: str, legs: Mapping[Row, dict[int, dict[str, Any]]], hea
                     cells = [cell for m, values in over.items() for cell in (_number(values, m, sign="+"), _p(values))]
                     cells = [both.label, f"{what} ({other.steps} steps)", str(len(over[headline])), *cells]
                     lines.append(cells)
-        head = [f"after {steps} steps", "less", "seeds", MEASURES[headline][0], "p", "Frechet distance", "p"]
+        head = [f"after {steps} steps", "minus", "seeds", MEASURES[headline][0], "p", "Frechet distance", "p"]
         tables += [markdown_table(head, lines, words=2)] if lines else []
     return "\n\n".join(tables)
 
 
 def _others(both: Row, legs: Iterable[Row]) -> list[Row]:
-    """The rows of the grid that both halves are compared with: parts of the loss at the same factor on their weights,
-    alternatives at any, and the text half at equal gradient too."""
+    """The rows of the grid that both halves are compared with, at the same factor on their weights; the text half at
+    equal gradient too."""
 
-    def is_part(row: Row) -> bool:
+    def belongs(row: Row) -> bool:
+        if row.arm in INSTEAD:
+            return row.factor == both.factor or ARMS[row.arm].is_plain
         same = row.factor == both.factor or (row.arm == "vlm" and _has_equal_gradient(row, both))
         return same and not ARMS[row.arm].is_recipe
 
-    rows = [row for row in legs if row.steps == both.steps and row.arm not in ("plain", "both")]
-    rows = [row for row in rows if row.arm in INSTEAD or is_part(row)]
+    rows = [row for row in legs if row.steps == both.steps and row.arm not in ("plain", "both") and belongs(row)]
     return sorted(rows, key=lambda row: (list(ARMS).index(row.arm), row.factor))
 
 
@@ -241,7 +316,8 @@ def differences(
 
 
 def _p(over: Sequence[float]) -> str:
-    p = paired_t_test(over)
+    """Nothing below three seeds: one degree of freedom makes any p."""
+    p = paired_t_test(over) if len(over) > 2 else float("nan")
     return "" if np.isnan(p) else f"{p:.3f}" if p >= 0.001 else "<.001"
 
 

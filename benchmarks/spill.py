@@ -114,8 +114,8 @@ def measure(folder: Path, split: str, count: int, size: int) -> dict[str, dict[s
     return rows
 
 
-def table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Runs as Markdown, mean and spread over seeds."""
+def table(runs: Sequence[Mapping[str, Any]], seeds: int = 1) -> str:
+    """Runs as Markdown, mean and spread over seeds; rows of fewer seeds than that are left out."""
     rows: dict[tuple[str, str, str, int], list[Mapping[str, Any]]] = {}
     for run in runs:
         row = (run["protocol"], run["baseline"], label(run["arm"], run["factor"]), run["steps"])
@@ -124,7 +124,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
     for protocol, group in itertools.groupby(sorted(rows), key=lambda row: row[0]):
         real = next(run["real"] for run in runs if run["protocol"] == protocol)
         lines.append([protocol, "", "real", "", "", f"{real['spill']:.3f}", f"{real['backgrounds']:.2f}", "", ""])
-        for row in group:
+        for row in (row for row in group if len(rows[row]) >= seeds):
             values = [run["generated"] for run in rows[row]]
             cells = [_number([v[key] for v in values], digits) for key, digits in COLUMNS.items()]
             lines.append([protocol, NAMES[row[1]], row[2], str(row[3]), str(len(values)), *cells])

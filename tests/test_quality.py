@@ -17,8 +17,8 @@ from PIL import Image, ImageColor
 from benchmarks import quality
 from benchmarks.quality import Grid, spread_of
 from benchmarks.quality_figure import LINES, draw, drawn, points
-from benchmarks.quality_plan import ARMS, PROTOCOLS, SHIPPED, Protocol, Run
-from benchmarks.quality_tables import MEASURES, fill, paired_t_test, table
+from benchmarks.quality_plan import ARMS, PROTOCOLS, SHIPPED, Protocol, Run, plain_of
+from benchmarks.quality_tables import MEASURES, blocks, fill, paired_t_test, table, terms
 from vlm_plugin import TERMS
 
 
@@ -126,22 +126,31 @@ def test_the_table(tmp_path: Path) -> None:
     for seed, (plain, both) in enumerate([(0.60, 0.70), (0.62, 0.70), (0.61, 0.73)]):
         write(tmp_path, "plain", seed, {400: plain, 1400: 0.5})
         write(tmp_path, "both", seed, {400: both}, seconds=0.8)
+    write(tmp_path, "both", 3, {800: 0.7}, seconds=7.0)
     write(tmp_path, "both", 1, {400: 0.75}, factor=2)
-    write(tmp_path, "vvm", 1, {400: 0.66})
+    write(tmp_path, "both", 4, {400: 0.77}, factor=2)
+    for seed in (1, 2):
+        write(tmp_path, "vvm", seed, {400: 0.64 + 0.02 * seed})
     rows = cells(table(tmp_path))
-    assert rows["plain", "400"][:2] == ["3", "0.610 ± 0.010"]
-    assert rows["plain", "400"][-3:] == ["", "", "0.50"]
-    assert rows["both", "400"][:2] == ["3", "0.710 ± 0.017"]
+    assert rows["plain", "400"][:4] == ["3", "0.610 ± 0.010", "", ""]
+    assert rows["plain", "400"][-1] == "0.50"
     # Differences .10, .08, .12: t = .1 / (.02 / sqrt 3) = 8.66 with 2 degrees of freedom.
-    assert rows["both", "400"][-3:] == ["+0.100 ± 0.020", "0.013", "0.80"]
-    assert rows["both, weights x 2", "400"][-3:] == ["+0.130", "", "0.50"]
-    assert rows["vvm", "400"][-3:] == ["+0.040", "", "0.50"]
+    assert rows["both", "400"][:4] == ["3", "0.710 ± 0.017", "+0.100 ± 0.020", "0.013"]
+    assert rows["both", "400"][-1] == "0.80"
+    # What ships is marked, a difference of fewer seeds than the row has says so, and two seeds are no test.
+    ships = rows["**both, weights x 2** (ships)", "400"]
+    assert ships[:4] == ["2", "0.760 ± 0.014", "+0.130 (1 seed)", ""]
+    assert rows["vvm", "400"][:4] == ["2", "0.670 ± 0.014", "+0.055 ± 0.021", ""]
     assert rows["plain", "1400"][1] == "0.500 ± 0.000"
-    assert rows["real", ""][1:4] == ["", "", "0.700"]
+    assert rows["real", ""][1:7] == ["", "", "", "", "0.700", ""]
     assert rows["before", ""][:2] == ["", "0.250"]
-    # 800 steps at 0.8 seconds.
+    # Beside the accuracy, the distance alone has its differences: those of one seed are equal.
+    head = rows["arm", "steps"]
+    assert [number for number, title in enumerate(head) if title == "over plain"] == [2, 9]
+    assert (head[8], rows["both", "400"][9]) == ("Frechet distance", "+0 ± 0")
+    # 800 steps at 0.8 seconds, the median of the arm that takes most: one run of it was slow.
     assert "Not run: vlm, both minus vlm_local," in table(tmp_path)
-    assert "feature matching; at most 11 minutes of one core each for 800 steps of a seed." in table(tmp_path)
+    assert "feature matching; up to 11 minutes of one core each for 800 steps of a seed." in table(tmp_path)
     assert "rougher" not in table(tmp_path)
     assert table(tmp_path / "nothing") == ""
 
@@ -169,6 +178,7 @@ def test_both_halves_against_either_and_against_the_same_time(tmp_path: Path) ->
         write(tmp_path, "vvm", seed, {800: both - 0.04}, factor=1.2)
         write(tmp_path, "both, sharper", seed, {800: both - 0.03})
     write(tmp_path, "both", 0, {800: 0.75}, factor=2)
+    write(tmp_path, "DAMSM", 0, {800: 0.7}, factor=2)
     rows = cells(table(tmp_path))
     # Differences .10, .08, .12: t = .1 / (.02 / sqrt 3) = 8.66 with 2 degrees of freedom.
     assert rows["both", "plain at equal steps (800 steps)"] == ["3", "+0.100 ± 0.020", "0.013", "+0 ± 0", "1.000"]
@@ -183,7 +193,8 @@ def test_both_halves_against_either_and_against_the_same_time(tmp_path: Path) ->
     assert rows["both", "the text half alone, at equal gradient (800 steps)"][:2] == ["3", "+0.040 ± 0.000"]
     assert ("both", "the visual half alone, at equal gradient (800 steps)") not in rows
     assert rows["both", "both minus vlm_local (800 steps)"][:2] == ["3", "+0.020 ± 0.000"]
-    assert rows["both", "DAMSM, weights x 4 (800 steps)"][:2] == ["3", "+0.030 ± 0.000"]
+    assert ("both", "DAMSM, weights x 4 (800 steps)") not in rows
+    assert rows["both, weights x 2", "DAMSM, weights x 2 (800 steps)"][:2] == ["1", "+0.050"]
     assert ("both, weights x 2", "both minus vlm_local (800 steps)") not in rows
     assert not any("sharper" in what for arm, what in rows if arm.startswith("both") and "steps)" in what)
     assert rows["both, weights x 2", "plain at equal steps (800 steps)"][:3] == ["1", "+0.150", ""]
@@ -196,8 +207,19 @@ def test_a_page_is_filled_with_what_was_measured(tmp_path: Path) -> None:
         write(tmp_path, "both", seed + 1, {800: 0.1}, factor=8)
     page = "Before.\n<!-- test command -->\n<!-- headline -->\nold\n<!-- end -->\nBetween.\n"
     page += "<!-- scratch dfgan -->\n<!-- end -->\nAfter."
+    page = "<!-- continued dfgan -->\n<!-- end -->\n<!-- all continued dfgan -->\n<!-- end -->\n" + page
     filled = fill(page, tmp_path)
     assert fill(filled, tmp_path) == filled
+    brief, _, rest = filled.partition("<!-- all continued dfgan -->")
+    full, _, filled = rest.partition("<!-- end -->\n")
+    # Briefly: the goal's measures, and no pair but those of what ships with what the rows do not hold.
+    assert brief.startswith("<!-- continued dfgan -->\n| arm | steps | seeds | attribute accuracy | over plain | p |")
+    assert "VLMS" not in brief
+    assert "VLMS" in full
+    assert "plain at equal steps" not in brief
+    assert "plain at equal steps" in full
+    assert ("both, weights x 2", "plain after about the same time (1400 steps)") in cells(brief)
+    assert ("both, weights x 8", "plain after about the same time (1400 steps)") not in cells(brief)
     assert filled.startswith("Before.\n<!-- test command -->\n<!-- headline -->\n|")
     assert filled.endswith("<!-- end -->\nBetween.\n<!-- scratch dfgan -->\nNot run yet.\n<!-- end -->\nAfter.")
     row, later = (line for line in filled.splitlines() if line.startswith("| DF-GAN"))
@@ -206,11 +228,45 @@ def test_a_page_is_filled_with_what_was_measured(tmp_path: Path) -> None:
     assert row.endswith("| +0.100 ± 0.020 | 0.013 |")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+PAGES = ("README.md", "docs/results.md", "docs/results-recipe.md", "docs/results-tables.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_published_tables_are_those_of_the_committed_runs(page: str) -> None:
     text = (tiny.ROOT / page).read_text(encoding="utf-8")
-    assert "<!-- headline -->" in text
+    assert "<!-- end -->" in text
     assert text == fill(text, quality.RESULTS)
+    assert "Not run yet." not in text
+
+
+def test_every_comparison_has_its_full_table() -> None:
+    text = (tiny.ROOT / "docs" / "results-tables.md").read_text(encoding="utf-8")
+    for (protocol, baseline), _ in blocks(quality.RESULTS):
+        assert f"<!-- all {protocol} {baseline} -->" in text
+
+
+def test_arms_are_compared_at_the_same_learning_rates() -> None:
+    assert plain_of("both") == plain_of("DAMSM") == plain_of("both, from step 1000") == "plain"
+    assert plain_of("both, rates x 2") == plain_of("both, moved words, rates x 2") == "plain, rates x 2"
+    assert plain_of("both, generator rate x 2") == "plain, generator rate x 2"
+    assert plain_of("plain, DAMSM x 16") == "plain"
+    assert plain_of("both, rates x 2, discriminator's x 4") is None
+
+
+def test_what_a_term_adds_to_the_others(tmp_path: Path) -> None:
+    def write_slower(arm: str, seed: int, accuracy: float, distance: float) -> None:
+        run = Run("slower", "dfgan", arm, seed)
+        numbers = dict.fromkeys(MEASURES, 0.5) | {"attribute_accuracy": accuracy, "frechet_distance": distance}
+        content = run._asdict() | {"legs": [{"steps": 400, **numbers}]}
+        (tmp_path / f"{run.name}.json").write_text(json.dumps(content))
+
+    for seed, without in enumerate([0.60, 0.62, 0.58]):
+        write_slower("both", seed, 0.7, 650)
+        write_slower("both minus vvm_global", seed, without, 640 + seed)
+    row = cells(terms(tmp_path))["`vvm_global`", "3"]
+    # Differences .10, .08, .12, and 10, 9, 8: t = 9 / (1 / sqrt 3) = 15.6.
+    assert row[:6] == ["+0.100 ± 0.020", "0.013", "+0.000 ± 0.000", "1.000", "+9 ± 1", "0.004"]
+    assert cells(terms(tmp_path))["`vlm_local`", "0"][:6] == [""] * 6
 
 
 def test_the_figure_shows_means_and_deviations_by_steps(tmp_path: Path) -> None:
@@ -320,10 +376,19 @@ def test_the_emoji_have_their_own_matcher_and_evaluator(tmp_path: Path, monkeypa
         assert result["manifest"]["evaluator"]["name"] == "emoji.evaluator.vlm.pt"
         assert result["manifest"]["judge"] is None
         leg = result["legs"][0]
-        assert leg.keys() == {"steps", *MEASURES} - {"attribute_accuracy"}
-    assert "R-precision over plain" in table(tmp_path / "results")
+        assert leg.keys() == {"steps", "versions", *MEASURES} - {"attribute_accuracy"}
+    assert "| arm | steps | seeds | R-precision | over plain | p |" in table(tmp_path / "results")
     sheet = tmp_path / "sheet.png"
     quality.pictures(sheet, tmp_path / "work", [Run("emoji", "dfgan", arm, 0) for arm in ("plain", "both")])
-    with pytest.raises(FileNotFoundError, match="emoji-dfgan-vvm-0: expected a finished run"):
+    with pytest.raises(FileNotFoundError, match=r"emoji-dfgan-vvm-0: expected a run with report\.pt"):
         quality.pictures(sheet, tmp_path / "work", [Run("emoji", "dfgan", "vvm", 0)])
     assert Image.open(sheet).width > 64
+    shown: list[str] = []
+    monkeypatch.setattr(quality, "sample_sheet", lambda path, captions, columns: shown.extend(columns))
+    quality.pictures(sheet, tmp_path / "work", [Run("emoji", "dfgan", arm, 0) for arm in ("plain", "both")])
+    assert shown == ["real", "plain, 2 steps", "both, 1 steps"]
+    # Trained beyond its last pictures.
+    (checkpoint,) = (tmp_path / "work" / "emoji-dfgan-both-0").glob("*/checkpoint.pt")
+    checkpoint.touch()
+    with pytest.raises(FileNotFoundError, match=r"emoji-dfgan-both-0: expected a run with report\.pt of its last leg"):
+        quality.pictures(sheet, tmp_path / "work", [Run("emoji", "dfgan", "both", 0)])
