@@ -104,3 +104,9 @@ def test_every_allowed_shift_works_on_small_pictures() -> None:
     for size in (4, 5, 8, 16):
         images = torch.rand(3, 3, size, size)
         assert RandomView(shift=0.49)(images).shape == images.shape
+
+
+@pytest.mark.parametrize("noise", [-0.1, float("nan"), float("inf")])
+def test_impossible_noise(noise: float) -> None:
+    with pytest.raises(ValueError, match=f"noise: expected a standard deviation from 0 up, got {noise}"):
+        RandomView(noise=noise)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlm_plugin import Features, image_features, text_features
-from vlm_plugin.features import as_features, check_features, mask_from_lengths
+from vlm_plugin.features import as_features, as_integers, check_features, mask_from_lengths
 
 WORDS, SENTENCE = torch.randn(3, 6, 5), torch.randn(3, 6)
 REGIONS, CODE = torch.randn(2, 6, 3, 4), torch.randn(2, 6)
@@ -138,3 +138,44 @@ def test_check_features_errors(change, error, message):
     assert check_features(features, "anchor") is features
     with pytest.raises(error, match=message):
         check_features(change(features), "anchor")
+
+
+ONE = torch.ones((), dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [3, 1, 2],
+        (3, 1, 2),
+        [3 * ONE, ONE, 2 * ONE],
+        np.array([2, 1, 3])[::-1],
+        np.array([3, 1, 2], dtype=">i4"),
+        np.array([3, 1, 2], dtype=object),
+        np.array([3, 1, 2], dtype=np.uint16),
+        torch.tensor([3, 1, 2], dtype=torch.int8),
+    ],
+)
+def test_integers_of_any_kind(values: object) -> None:
+    assert as_integers(values, "x").tolist() == [3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "got"),
+    [
+        (["a", "b"], "list of other values"),
+        ([1, None], "list of other values"),
+        ([[1], [2, 3]], "list of other values"),
+        (np.array([1, "a"], dtype=object), "ndarray of other values"),
+        (np.array([1, True], dtype=object), "ndarray of other values"),
+        (np.array([2**70], dtype=object), "ndarray of other values"),
+        (np.array([True]), "torch.bool"),
+        ([1.0], "torch.float32"),
+        (torch.zeros(1, dtype=torch.complex64), "torch.complex64"),
+    ],
+)
+def test_what_is_no_integer(values: object, got: str) -> None:
+    with pytest.raises(TypeError, match=rf"^x: expected integers, got {got}$"):
+        as_integers(values, "x")
+    with pytest.raises(TypeError, match=rf"^lengths: expected integers, got {got}$"):
+        text_features(torch.zeros(1, 2, 3), torch.zeros(1, 2), values)

@@ -529,6 +529,24 @@ def test_range_is_checked_once_and_never_on_fakes(monkeypatch):
     assert len(looked) == 1
 
 
+def test_a_few_values_beyond_an_end_tell_no_range():
+    """Resized pictures overshoot: in [0, 1] as well, which then has negative values."""
+    real = batch()[2]
+    for low, high in ((-1, 1), (0, 1), (0, 255)):
+        ends = real.clone() * (high - low) / 2 + (high + low) / 2
+        near, far = ends.clone(), ends.clone()
+        near[0, 0, 0, 0], far[0, 0, 0, 0] = high + 0.009 * (high - low), high + 0.02 * (high - low)
+        make_loss(image_range=(low, high))._check_range(near)
+        with pytest.raises(ValueError, match="real: expected values in image_range"):
+            make_loss(image_range=(low, high))._check_range(far)
+    from_zero = (real + 1) / 2
+    from_zero[0, 0, 0, 0] = -0.001
+    with pytest.raises(ValueError, match="got no negative value to speak of"):
+        make_loss()._check_range(from_zero)
+    with pytest.raises(ValueError, match=r"real: .*image_range \(0.0, 255.0\), got -2"):
+        make_loss(image_range=(0, 255))._check_range(real * 2.1)
+
+
 def test_uniform_pictures_tell_no_range():
     """A grey batch fits any range: the check waits for one with content."""
     loss = make_loss()
@@ -708,10 +726,14 @@ def test_nan_fakes_show():
         ({"terms": ["vlm_local", "vlm_fine"]}, ValueError, r"terms: expected names of .*, got \['vlm_fine'\]"),
         ({"terms": []}, ValueError, "terms: expected at least one of"),
         ({"terms": "vlm_local"}, TypeError, "terms: expected a collection of names, got the string 'vlm_local'"),
-        ({"image_range": (1, -1)}, ValueError, r"image_range: expected \(lowest, highest\), got \(1, -1\)"),
+        ({"image_range": (1, -1)}, ValueError, r"image_range: expected \(lowest, highest\), .*, got \(1, -1\)"),
         ({"image_range": (1, 1)}, ValueError, "image_range: expected"),
         ({"image_range": 1}, (TypeError, ValueError), "image_range: expected"),
         ({"image_range": (0, 1, 2)}, ValueError, "image_range: expected"),
+        ({"image_range": (0, math.inf)}, ValueError, "image_range: expected .*both finite, got .*inf"),
+        ({"image_range": "01"}, ValueError, "image_range: expected .*, got '01'"),
+        ({"terms": None}, TypeError, "terms: expected a collection of names, got NoneType"),
+        ({"augment": True}, TypeError, "augment: expected a function or module of images, got bool"),
         ({"lambda_vlm": None}, TypeError, "lambda_vlm: expected a finite number, got NoneType"),
         ({"lambda_vvm": math.nan}, ValueError, "lambda_vvm: expected a finite number, got nan"),
         ({"gamma1": "4"}, TypeError, "gamma1: expected a positive, finite number, got str"),
@@ -746,6 +768,47 @@ def test_a_scorer_that_nothing_says_was_trained():
         vlm = make_vlm()
         vlm.stamp()
         DualVLMLoss(vlm, **WEIGHTS)
+
+
+def test_what_an_encoder_or_an_augmentation_gives_back():
+    class Fewer(TinyEncoder):
+        def forward(self, images):
+            return Features(*(part[:-1] for part in super().forward(images)))
+
+    class Blind(TinyEncoder):
+        def forward(self, images):
+            features = super().forward(images)
+            mask = features.mask.clone()
+            mask[1] = False
+            return features._replace(mask=mask)
+
+    fake, text, real = batch()
+    for half in ("vlm", "vvm"):
+        with pytest.raises(ValueError, match=r"^image_encoder: expected features of 4 images, got 3$"):
+            make_loss(Fewer(), terms=[f"{half}_local"])(fake, text, real)
+        blind = make_loss(Blind(), terms=[f"{half}_global"])
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"^image_encoder: expected at least one region of every image, got"):
+                blind(fake, text, real)
+    for augment, got in (
+        (lambda x: x[:3], r"\(3, 3, "),
+        (lambda x: x[:, :1], r"\(4, 1, "),
+        (lambda x: None, "NoneType"),
+    ):
+        with pytest.raises(ValueError, match=rf"^augment: expected images \(4, 3, H, W\) of its 4 images, got {got}"):
+            make_loss(augment=augment)(fake, text, real)
+    # Another size is no mistake.
+    assert make_loss(augment=lambda x: x[..., 1:, 1:])(fake, text, real).total.isfinite()
+
+
+def test_autocast_leaves_float64_as_it_is():
+    loss = DualVLMLoss(image_encoder=TinyEncoder().float(), scorer=make_scorer().float(), **WEIGHTS)
+    fake, text, real = FAKE.float(), TEXT.to(torch.float32), REAL.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert loss(fake, text, real).total.isfinite()
+        for name, images in (("fake", (fake.double(), text, real)), ("real", (fake, text, real.double()))):
+            with pytest.raises(TypeError, match=f"^{name}: expected torch.float32, .*float64, which autocast leaves"):
+                loss(*images)
 
 
 def test_a_text_encoder_of_a_damsm_pair():
@@ -826,7 +889,7 @@ def test_single_precision_is_no_error_under_autocast_and_half_text_is_raised():
     assert loss(fake, text, real).total.dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert loss(fake.bfloat16(), text, real).total.dtype == torch.float32
-    with pytest.raises(TypeError, match=r"fake: expected torch.float32, .* outside autocast, got torch.bfloat16"):
+    with pytest.raises(TypeError, match=r"fake: expected torch.float32, .*, got torch.bfloat16, outside autocast"):
         loss(fake.bfloat16(), text, real)
 
 

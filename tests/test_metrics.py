@@ -14,8 +14,10 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -30,6 +32,7 @@ from vlm_plugin.data.birds import draw_bird, plan_birds, said_by, true_pairs
 from vlm_plugin.data.dataset import caption_id
 from vlm_plugin.metrics import VLMS, AttributeAccuracy, RPrecision, caption_ids, different_groups, mean_and_spread
 from vlm_plugin.tools.judge import Judge, attribute_accuracy
+from vlm_plugin.tools.score import score
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("red", "blue", "green", "bird", "wing", "crown", "long", "bill")
@@ -836,9 +839,9 @@ def test_a_bright_picture_passes_once_a_dark_one_was_seen():
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        (torch.zeros(3), r"facts: expected an integer tensor \(B,\) or \(B, F\), got torch.float32"),
-        (torch.zeros(3, dtype=torch.bool), r"facts: expected an integer tensor \(B,\) or \(B, F\), got torch.bool"),
-        ([1, 2, 3], r"facts: expected an integer tensor \(B,\) or \(B, F\), got list"),
+        (torch.zeros(3), "facts: expected integers, got torch.float32"),
+        (torch.zeros(3, dtype=torch.bool), "facts: expected integers, got torch.bool"),
+        (["a", "b", "c"], "facts: expected integers, got list of other values"),
         (torch.arange(2), r"facts: expected shape \(3,\) or \(3, F\), got \(2,\)"),
         (torch.zeros(3, 2, 2).long(), r"facts: expected shape \(3,\) or \(3, F\), got \(3, 2, 2\)"),
         (torch.zeros(3, 0).long(), r"facts: expected shape \(3,\) or \(3, F\), got \(3, 0\)"),
@@ -846,8 +849,52 @@ def test_a_bright_picture_passes_once_a_dark_one_was_seen():
 )
 def test_wrong_facts(facts, message):
     metric = every_metric()["r_precision"]
-    with pytest.raises(ValueError, match=rf"^{message}$"):
+    with pytest.raises((TypeError, ValueError), match=rf"^{message}$"):
         metric.update(*samples(3), facts)
+
+
+def test_facts_of_any_kind():
+    expected = []
+    for facts in (torch.tensor([7, 7, 9]), [7, 7, 9], np.array([9, 7, 7])[::-1]):
+        metric = every_metric()["r_precision"]
+        metric.update(*samples(3), facts)
+        expected.append(metric.values())
+    assert torch.equal(expected[0], expected[1])
+    assert torch.equal(expected[0], expected[2])
+
+
+def test_a_scorer_of_other_encoders_is_refused_and_an_untrained_one_told():
+    vlm = make_vlm()
+    vlm.scorer.encoder_fingerprints = None
+    with pytest.warns(UserWarning, match="^scorer: nothing says that it was trained, and VLMS is its score"):
+        VLMS(vlm)
+    vlm.stamp()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        VLMS(vlm)
+        # Of a matcher that was cast nothing can be said.
+        VLMS(copy.deepcopy(vlm).double())
+    with torch.no_grad():
+        next(vlm.image_encoder.parameters()).mul_(2)
+    for use in (VLMS, lambda matcher: score(matcher, Path("nowhere"), {"a.png": "a bird"})):
+        with pytest.raises(ValueError, match=r"^scorer: it was trained on another image_encoder .* or VLM\.stamp\(\)"):
+            use(vlm)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "error", "message"),
+    [
+        (torch.tensor([1, 0]), {}, TypeError, r"values: expected a floating-point tensor \(N,\), got torch.int64"),
+        ([0.5, 1.0], {}, TypeError, r"values: expected a floating-point tensor \(N,\), got list"),
+        (torch.rand(0), {}, ValueError, r"values: expected shape \(N,\) with N at least 1, got \(0,\)"),
+        (torch.rand(2, 3), {}, ValueError, r"values: expected shape .*, got \(2, 3\)"),
+        (torch.rand(9), {"folds": 1}, ValueError, "folds: expected an integer of at least 2, got 1"),
+        (torch.rand(9), {"seed": -1}, ValueError, "seed: expected an integer of at least 0, got -1"),
+    ],
+)
+def test_nonsense_in_place_of_values(values, options, error, message):
+    with pytest.raises(error, match=message):
+        mean_and_spread(values, **options)
 
 
 def test_facts_of_two_kinds_do_not_mix():

@@ -7,7 +7,9 @@ import math
 import os
 import pickle
 import re
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from reference import pictures, sharpen
@@ -141,6 +143,51 @@ def test_caption_fingerprint(tmp_path):
     third = VLM(vlm.image_encoder, vlm.text_encoder, swapped, vlm.scorer, max_words=vlm.max_words)
     assert vlm.fingerprint == other.fingerprint == third.fingerprint
     assert len({v.caption_fingerprint for v in (vlm, other, third)}) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.float16])
+@pytest.mark.parametrize("stamped", [True, False])
+def test_a_file_of_a_matcher_of_another_type_is_float32(dtype, stamped, tmp_path):
+    """And its scorer belongs to the encoders that are read from it."""
+    vlm = make_vlm().to(dtype)
+    if stamped:
+        vlm.stamp()
+    vlm.save(tmp_path / "a.vlm.pt")
+    again = VLM.load(tmp_path / "a.vlm.pt")
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    for name, value in vlm.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, check_dtype=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DualVLMLoss(again, lambda_vvm=0.1, lambda_vlm=0.4)
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path):
+    path, vlm = tmp_path / "a.vlm.pt", make_vlm()
+    vlm.save(path)
+    before = path.read_bytes()
+    weight = vlm.image_encoder.stem.weight
+    for value, half, reason in (
+        (1e6, True, "too large for half precision: leave half"),
+        (math.nan, False, "no num"),
+    ):
+        with torch.no_grad():
+            weight[0, 0, 0, 0] = value
+        with pytest.raises(ValueError, match=rf"a.vlm.pt: expected finite .* in image_encoder.stem.weight: {reason}"):
+            vlm.save(path, half=half)
+    with torch.no_grad():
+        weight[0, 0, 0, 0] = 1e6
+    for note, where, kind in (
+        (np.float64(3), r"notes\['r'\]", "float64"), ([1, tmp_path], r"notes\['r'\]\[1\]", "PosixPath"),
+        ({"a": {np.int64(1): 2}}, r"notes\['r'\]\['a'\]\[1\]|notes\['r'\]\['a'\]\[np.int64\(1\)\]", "int64"),
+    ):  # fmt: skip
+        vlm.notes["r"] = note
+        with pytest.raises(ValueError, match=rf"^({where}): expected plain values .*, got {kind}: float"):
+            vlm.save(path)
+    assert path.read_bytes() == before
+    vlm.notes["r"] = {"a": [1, 2.5, "x", None, True, (1,)]}
+    vlm.save(path)
+    assert VLM.load(path).notes["r"] == vlm.notes["r"]
 
 
 def test_parts_that_no_file_can_name_are_refused_before_they_are_saved(tmp_path):

@@ -103,3 +103,6 @@ def test_errors(scorer):
         scorer(IMAGE, random_features([2, 2]), "caption")
     with pytest.raises(ValueError, match=r"heads: expected a divisor of embed_dim \(6\), got 4"):
         MatchingScoreBlock(6, heads=4)
+    for name, value in (("heads", 0), ("layers", 0), ("layers", -1), ("embed_dim", "256"), ("layers", True)):
+        with pytest.raises(ValueError, match=rf"^{name}: expected a positive integer, got {value!r}$"):
+            MatchingScoreBlock(**{"embed_dim": 8, "layers": 1, "heads": 2, name: value})

@@ -338,6 +338,8 @@ def test_constructor_errors():
         Vocabulary(["<end>", 3])
     with pytest.raises(ValueError, match="'bird' more than once"):
         Vocabulary(["<end>", "<unk>", "bird", "bird"])
+    with pytest.raises(ValueError, match="unknown: expected one of the 2 words but the first, or None, got '<end>'"):
+        Vocabulary(["<end>", "a"], unknown="<end>")
     with pytest.raises(ValueError, match="unknown"):
         Vocabulary(["<end>", "bird"])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,8 @@ class RandomView:
     def __init__(self, shift: float = 0.08, flip: bool = True, noise: float = 0.03) -> None:
         if not 0 <= shift < 0.5:
             raise ValueError(f"shift: expected a share from 0 to below 0.5, got {shift}")
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"noise: expected a standard deviation from 0 up, got {noise}")
         self.shift, self.flip, self.noise = shift, flip, noise
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import Inception_V3_Weights, shufflenet_v2_x1_0
 from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, InceptionC, InceptionD, InceptionE
 
-from vlm_plugin.features import Features
+from vlm_plugin.features import Features, as_integers
 
 __all__ = ["ConvEncoder", "InceptionEncoder", "LSTMTextEncoder", "build_image_encoder"]
 
@@ -40,8 +40,13 @@ def _check_images(images: Tensor, weight: Tensor) -> None:
         raise TypeError(f"images: expected floating-point values in [-1, 1], got {images.dtype}")
     if images.device != weight.device:
         raise ValueError(f"images: expected them on the encoder's device {weight.device}, got {images.device}")
-    if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
+    if images.dtype != weight.dtype and not autocasts(images, weight):
         raise TypeError(f"images: expected the encoder's dtype {weight.dtype}, got {images.dtype}, outside autocast")
+
+
+def autocasts(images: Tensor, weight: Tensor) -> bool:
+    """Whether autocast brings `images` and `weight` together; it leaves float64 as it is."""
+    return torch.is_autocast_enabled(images.device.type) and torch.float64 not in (images.dtype, weight.dtype)
 
 
 def _sized(images: Tensor, size: int) -> Tensor:
@@ -420,12 +425,7 @@ class LSTMTextEncoder(nn.Module):
             raise ValueError(
                 f"tokens: expected them on the encoder's device {self.encoder.weight.device}, got {tokens.device}"
             )
-        try:
-            lengths = torch.as_tensor(lengths)
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"lengths: expected an integer Tensor (B,), got {type(lengths).__name__}") from None
-        if lengths.dtype not in _INTEGER_DTYPES:
-            raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
+        lengths = as_integers(lengths, "lengths")
         if lengths.shape != tokens.shape[:1]:
             raise ValueError(f"lengths: expected shape ({len(tokens)},) as tokens has, got {tuple(lengths.shape)}")
         lengths = lengths.detach().to("cpu", torch.int64)

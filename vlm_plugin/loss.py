@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import distributed
-from .features import Features, as_features, check_features
+from .encoders import autocasts
+from .features import Features, as_features, as_integers, check_features
 from .matching import contrastive_loss, general_loss, global_scores, local_scores
 from .model import VLM, fingerprint, unwrapped
 from .scorer import MatchingScoreBlock
@@ -104,6 +105,8 @@ class DualVLMLoss(nn.Module):
         for name, part in (("scorer", scorer), ("text_encoder", text_encoder)):
             if part is not None and not isinstance(part, nn.Module):
                 raise TypeError(f"{name}: expected an nn.Module, got {type(part).__name__}")
+        if augment is not None and not callable(augment):
+            raise TypeError(f"augment: expected a function or module of images, got {type(augment).__name__}")
         self.terms = _check_terms(terms)
         general = [term for term in self.terms if term.endswith("_general")]
         if scorer is None and general:
@@ -119,14 +122,10 @@ class DualVLMLoss(nn.Module):
         gamma3_local = gamma2 * gamma3 if gamma3_local is None else gamma3_local
         _check_number("gamma3_local", gamma3_local, positive=True)
         if scorer is not None and not allow_other_encoders:
-            _check_fingerprints(scorer, image_encoder=image_encoder, text_encoder=text_encoder)
-            block = unwrapped(scorer)
-            if general and isinstance(block, MatchingScoreBlock) and block.encoder_fingerprints is None:
-                warnings.warn(
-                    f"scorer: nothing says that it was trained, and {', '.join(general)} are on: if it was, on these "
-                    "encoders, VLM.stamp() or allow_other_encoders=True says so",
-                    stacklevel=2,
-                )
+            otherwise = "allow_other_encoders=True"
+            _check_fingerprints(scorer, otherwise, image_encoder=image_encoder, text_encoder=text_encoder)
+            if general:
+                _warn_if_untrained(scorer, f"{', '.join(general)} are on", f"VLM.stamp() or {otherwise}")
         self.image_encoder = image_encoder
         self.scorer = scorer
         self.text_encoder = text_encoder
@@ -140,6 +139,7 @@ class DualVLMLoss(nn.Module):
         self.process_group = process_group
         self._range_checked = False
         self._text_checked = False
+        self._regions_checked = False
         self._freeze()
 
     def extra_repr(self) -> str:
@@ -241,6 +241,9 @@ class DualVLMLoss(nn.Module):
             class_ids: `(B,)` any integer grouping (tensor, numpy array or list): rows of equal id are no negatives of
                 each other. Without it every other row is a negative. On every rank or on none.
 
+        With torch.distributed every rank needs as many rows as the others. General terms alone compare no rows and
+        do not ask; their mean over ranks is then not that over rows.
+
         Returns:
             `(total, terms)`.
 
@@ -268,7 +271,7 @@ class DualVLMLoss(nn.Module):
         ids = self._check_class_ids(class_ids, batch, device)
 
         fake = self._to_encoder_range(fake)
-        image = self._encode(self.augment(fake) if self.augment is not None else fake)
+        image = self._encode(self._augmented(fake))
         every_image = self._gather(image, self.terms, class_ids=ids is not None)
         # After the features, whose gathering makes sure that every rank has as many rows, and ids or none.
         contrastive = any(not term.endswith("_general") for term in self.terms)
@@ -327,8 +330,25 @@ class DualVLMLoss(nn.Module):
         local = any(term.endswith("_local") for term in terms)
         return distributed.gather_features(features, self.process_group, local=local, **given)
 
+    def _augmented(self, fake: Tensor) -> Tensor:
+        if self.augment is None:
+            return fake
+        views = self.augment(fake)
+        if not isinstance(views, Tensor) or views.shape[:2] != fake.shape[:2] or views.dim() != 4:
+            got = tuple(views.shape) if isinstance(views, Tensor) else type(views).__name__
+            raise ValueError(f"augment: expected images ({len(fake)}, 3, H, W) of its {len(fake)} images, got {got}")
+        return views
+
     def _encode(self, images: Tensor) -> Features:
-        return check_features(as_features(self.image_encoder(images), "image_encoder"), "image_encoder")
+        features = check_features(as_features(self.image_encoder(images), "image_encoder"), "image_encoder")
+        if len(features.pooled) != len(images):
+            raise ValueError(f"image_encoder: expected features of {len(images)} images, got {len(features.pooled)}")
+        # As for captions: each look at a GPU would stall it.
+        if features.mask.device.type == "cpu" or not self._regions_checked:
+            if not bool(features.mask.any(1).all()):
+                raise ValueError("image_encoder: expected at least one region of every image, got a mask without any")
+            self._regions_checked = True
+        return features
 
     def _to_encoder_range(self, images: Tensor) -> Tensor:
         low, high = self.image_range
@@ -357,12 +377,7 @@ class DualVLMLoss(nn.Module):
     ) -> Tensor | None:
         if class_ids is None:
             return None
-        try:
-            ids = torch.as_tensor(class_ids)
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"class_ids: expected integers, got {type(class_ids).__name__} of other values") from None
-        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise TypeError(f"class_ids: expected integers, got {ids.dtype}")
+        ids = as_integers(class_ids, "class_ids")
         if ids.shape != (batch,):
             raise ValueError(f"class_ids: expected shape ({batch},), got {tuple(ids.shape)}")
         return ids.to(device, torch.int64, non_blocking=True)
@@ -382,23 +397,25 @@ class DualVLMLoss(nn.Module):
             raise ValueError(f"real: expected values in image_range {self.image_range}, got {least:.3g} to {most:.3g}")
         if least == most:
             return
-        middle = (low + high) / 2
-        if low < 0 <= least:
+        # Resizing overshoots: a few values beyond an end are no sign of another range.
+        if low < 0 and least > -tolerance:
             raise ValueError(
-                f"real: expected values in image_range {self.image_range}, got no negative value "
+                f"real: expected values in image_range {self.image_range}, got no negative value to speak of "
                 f"({least:.3g} to {most:.3g}): pass image_range=(0, 1) if that is the images' range"
             )
-        if high > 1 >= most and middle > 1:
+        middle = (low + high) / 2
+        if middle > 1 and most <= max(1.0, 2 * tolerance):
             raise ValueError(
                 f"real: expected values in image_range {self.image_range}, got {least:.3g} to {most:.3g}: "
-                "pass image_range=(0, 1) if that is the images' range"
+                "pass image_range=(0, 1), or whatever is the images' range"
             )
         self._range_checked = True
 
 
 def _check_terms(terms: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(terms, str):
-        raise TypeError(f"terms: expected a collection of names, got the string {terms!r}")
+    if isinstance(terms, str) or not isinstance(terms, Iterable):
+        given = f"the string {terms!r}" if isinstance(terms, str) else type(terms).__name__
+        raise TypeError(f"terms: expected a collection of names, got {given}")
     terms = set(terms)
     if unknown := sorted(terms - set(TERMS)):
         raise ValueError(f"terms: expected names of {TERMS}, got {unknown}")
@@ -412,8 +429,8 @@ def _check_image_range(image_range: tuple[float, float]) -> tuple[float, float]:
         low, high = (float(value) for value in image_range)
     except (TypeError, ValueError):
         raise ValueError(f"image_range: expected (lowest, highest), got {image_range!r}") from None
-    if not low < high:
-        raise ValueError(f"image_range: expected (lowest, highest), got {image_range}")
+    if isinstance(image_range, str) or not low < high or math.isinf(high - low):
+        raise ValueError(f"image_range: expected (lowest, highest), both finite, got {image_range!r}")
     return low, high
 
 
@@ -441,8 +458,9 @@ def _check_images(name: str, images: Tensor, like: Tensor | None) -> None:
         return
     if images.device != like.device:
         raise ValueError(f"{name}: expected images on {like.device}, where the matcher is, got {images.device}")
-    if images.dtype != like.dtype and not torch.is_autocast_enabled(images.device.type):
-        raise TypeError(f"{name}: expected {like.dtype}, the matcher's dtype, outside autocast, got {images.dtype}")
+    if images.dtype != like.dtype and not autocasts(images, like):
+        outside = ", which autocast leaves as it is" if images.dtype == torch.float64 else ", outside autocast"
+        raise TypeError(f"{name}: expected {like.dtype}, the matcher's dtype, got {images.dtype}{outside}")
 
 
 def _check_fit(name: str, anchor: Features, image: Features) -> None:
@@ -457,7 +475,28 @@ def _check_fit(name: str, anchor: Features, image: Features) -> None:
             raise TypeError(f"{name}: expected {expected.dtype} as the image encoder's features, got {given.dtype}")
 
 
-def _check_fingerprints(scorer: MatchingScoreBlock, **encoders: nn.Module | None) -> None:
+def _warn_if_untrained(scorer: nn.Module, needed: str, otherwise: str) -> None:
+    """Warn, on behalf of the caller's caller, of a scorer of which nothing says that it was trained."""
+    block = unwrapped(scorer)
+    if isinstance(block, MatchingScoreBlock) and block.encoder_fingerprints is None:
+        warnings.warn(
+            f"scorer: nothing says that it was trained, and {needed}: if it was, on these encoders, "
+            f"{otherwise} says so",
+            stacklevel=3,
+        )
+
+
+def _check_fingerprints(scorer: nn.Module, otherwise: str, **encoders: nn.Module | None) -> None:
+    """Refuse a scorer that was trained on other encoders than these.
+
+    Args:
+        scorer: a matching score block; one that names no encoders passes.
+        otherwise: what says that it fits all the same.
+        **encoders: by the names that the scorer knows; None where there is none.
+
+    Raises:
+        ValueError: the message names scorer and encoder.
+    """
     known = getattr(unwrapped(scorer), "encoder_fingerprints", None)
     if not known:
         return
@@ -468,5 +507,18 @@ def _check_fingerprints(scorer: MatchingScoreBlock, **encoders: nn.Module | None
                 hint = f", of {weight.dtype}: if it is the same one, cast the loss in its place"
             raise ValueError(
                 f"scorer: it was trained on another {name} (fingerprint {known[name]}, this one is {own}{hint}): "
-                "train a scorer on these encoders, or pass allow_other_encoders=True"
+                f"train a scorer on these encoders, or {otherwise} says that it fits"
             )
+
+
+def check_scorer(vlm: VLM) -> None:
+    """Refuse a matcher whose scorer was trained on other encoders, and warn where nothing says that it was trained.
+
+    Raises:
+        ValueError: the message names scorer and encoder.
+    """
+    _warn_if_untrained(vlm.scorer, "VLMS is its score", "VLM.stamp()")
+    # Fingerprints are those of float32: of a matcher that was cast they say nothing.
+    if all(value.dtype == torch.float32 for value in vlm.state_dict().values() if value.is_floating_point()):
+        encoders = {"image_encoder": vlm.image_encoder, "text_encoder": vlm.text_encoder}
+        _check_fingerprints(vlm.scorer, "VLM.stamp()", **encoders)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from .features import Features, as_features, check_features
-from .loss import _first_tensor
+from .features import Features, as_features, as_integers, check_features
+from .loss import _first_tensor, check_scorer
 from .matching import unit
 from .model import VLM
 
@@ -47,7 +47,17 @@ def mean_and_spread(values: Tensor, folds: int = 10, seed: int = 0) -> tuple[Ten
     Returns:
         Two scalars, of the type of `values` and where they are; the spread is unbiased, and 0 where there are fewer
         than `2 * folds` values.
+
+    Raises:
+        TypeError, ValueError: `values` is something else, or `folds` or `seed` no such integer.
     """
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"values: expected a floating-point tensor (N,), got {kind}")
+    if values.dim() != 1 or not len(values):
+        raise ValueError(f"values: expected shape (N,) with N at least 1, got {tuple(values.shape)}")
+    _check_integer("folds", folds, 2)
+    _check_integer("seed", seed, 0)
     exact = values.detach().cpu().double()
     spread = exact.new_zeros(())
     if len(exact) >= 2 * folds:
@@ -77,7 +87,12 @@ def caption_ids(captions: Sequence[str]) -> Tensor:
 
     Returns:
         `(B,)` int64, 0 to 2^63 - 1.
+
+    Raises:
+        TypeError: `captions` is one string.
     """
+    if isinstance(captions, str):
+        raise TypeError(f"captions: expected B strings, got the one string {captions[:40]!r}")
     digests = (hashlib.sha256(caption.encode("utf-8", "surrogatepass")).digest() for caption in captions)
     return torch.tensor([int.from_bytes(digest[:8], "big") >> 1 for digest in digests], dtype=torch.int64)
 
@@ -214,7 +229,7 @@ class VLMS(_PictureMetric):
         **kwargs: as every torchmetrics `Metric` takes.
 
     Raises:
-        ValueError: the matcher has no scorer.
+        ValueError: the matcher has no scorer, or one that was trained on other encoders.
     """
 
     scores: list[Tensor] | Tensor
@@ -227,6 +242,7 @@ class VLMS(_PictureMetric):
                 f"vlm: expected a matcher with a scorer, got {vlm.fingerprint}, which has none: "
                 "train one (vlm-plugin pretrain)"
             )
+        check_scorer(vlm)
         self.vlm = vlm
         self.add_state("scores", [], dist_reduce_fx="cat")
 
@@ -315,6 +331,8 @@ class RPrecision(_PictureMetric):
         if any(pair) if vlm is not None else not all(pair):
             raise ValueError("vlm: expected either a VLM or both image_encoder and text_encoder")
         _check_integer("candidates", candidates, 2)
+        if not callable(mismatched):
+            raise TypeError(f"mismatched: expected a function of two tensors, got {type(mismatched).__name__}")
         self.vlm = vlm
         if vlm is not None:
             _check_vlm(vlm)
@@ -568,9 +586,7 @@ def _check_facts(facts: Tensor | None, captions: Sequence[str] | Features, batch
                 "caption_ids(captions) has those of their texts"
             )
         facts = caption_ids(captions)
-    if not isinstance(facts, Tensor) or facts.is_floating_point() or facts.is_complex() or facts.dtype == torch.bool:
-        kind = facts.dtype if isinstance(facts, Tensor) else type(facts).__name__
-        raise ValueError(f"facts: expected an integer tensor (B,) or (B, F), got {kind}")
+    facts = as_integers(facts, "facts")
     if facts.dim() not in (1, 2) or len(facts) != batch or not facts.numel():
         raise ValueError(f"facts: expected shape ({batch},) or ({batch}, F), got {tuple(facts.shape)}")
     facts = facts.detach().reshape(batch, -1).to(torch.int64)

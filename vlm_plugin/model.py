@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -73,6 +74,8 @@ class VLM(nn.Module):
         notes: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(max_words, bool) or not isinstance(max_words, int) or max_words < 1:
+            raise ValueError(f"max_words: expected a positive integer, got {max_words!r}")
         settings = getattr(unwrapped(text_encoder), "settings", None)
         if settings is None:
             raise TypeError(
@@ -211,11 +214,13 @@ class VLM(nn.Module):
 
         Args:
             path: the file; its folder must exist. Written beside and renamed, so a killed save leaves the old file.
-            half: store weights as float16, half the size. The file's fingerprints are those of the rounded weights.
+            half: store weights as float16, half the size, instead of float32. The file's fingerprints are those of
+                the rounded weights.
 
         Raises:
             OSError: the file cannot be written; the message names it.
-            ValueError: the image encoder is none of this package's: `load` could not build it.
+            ValueError: `load` could not read it: the image encoder is none of this package's, a weight is NaN or
+                infinite (with `half`, above 65,504), or `notes` holds something else than plain values.
         """
         parts = self._parts()
         if not rebuildable(parts["image_encoder"]):
@@ -224,9 +229,19 @@ class VLM(nn.Module):
                 f"{type(parts['image_encoder']).__name__}: save its state_dict() yourself"
             )
         weights = {n: {k: _stored(v, half) for k, v in m.state_dict().items()} for n, m in parts.items()}
+        if name := not_finite(weights):
+            rounded = half and not not_finite({n: m.state_dict() for n, m in parts.items()})
+            reason = "too large for half precision: leave half out" if rounded else "no number to keep"
+            raise ValueError(f"{path}: expected finite weights, got NaN or infinity in {name}: {reason}")
+        if key := _not_plain(self.notes, "notes"):
+            raise ValueError(
+                f"{key[0]}: expected plain values (strings, numbers, lists, dicts), got {key[1]}: float(...) or "
+                "str(...) makes one"
+            )
         scorer = parts.get("scorer")
         stamped = scorer.encoder_fingerprints if scorer else None
-        if scorer and (stamped is None or (half and stamped == self._encoder_fingerprints())):
+        # What is loaded is float32, so of encoders of another type the fingerprints are others there.
+        if scorer and stamped in (None, self._encoder_fingerprints()):
             stamped = {n: fingerprint(_restored(weights[n])) for n in ("image_encoder", "text_encoder")}
         content = {
             "format": _FORMAT,
@@ -444,7 +459,20 @@ def _state_dict(path: str | os.PathLike, keys: tuple[str, ...], what: str) -> di
 
 def _stored(value: Tensor, half: bool) -> Tensor:
     value = value.detach().cpu()
-    return value.half() if half and value.is_floating_point() else value.clone()
+    return value.to(torch.float16 if half else torch.float32) if value.is_floating_point() else value.clone()
+
+
+def _not_plain(value: object, name: str) -> tuple[str, str] | None:
+    """Name and type of the first part of `value` that a file which executes no code cannot hold."""
+    if isinstance(value, Mapping):
+        parts = [(key, f"{name}[{key!r}]") for key in value] + [(v, f"{name}[{k!r}]") for k, v in value.items()]
+    elif isinstance(value, list | tuple):
+        parts = [(part, f"{name}[{number}]") for number, part in enumerate(value)]
+    else:
+        # Not isinstance: numpy's float64 is a float.
+        is_plain = value is None or type(value) in (str, int, float, bool, Tensor)
+        return None if is_plain else (name, type(value).__name__)
+    return next(filter(None, itertools.starmap(_not_plain, parts)), None)
 
 
 def _restored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -76,8 +76,11 @@ class Vocabulary:
         if len(self._ids) != len(words):
             twice = next(word for i, word in enumerate(words) if self._ids[word] != i)
             raise ValueError(f"words: expected distinct words, got {_short(twice)} more than once")
-        if unknown is not None and unknown not in self._ids:
-            raise ValueError(f"unknown: expected one of the {len(words)} words or None, got {_short(unknown)}")
+        # Id 0 is the padding: no word may become it.
+        if unknown is not None and not self._ids.get(unknown):
+            raise ValueError(
+                f"unknown: expected one of the {len(words)} words but the first, or None, got {_short(unknown)}"
+            )
         self.words = tuple(words)
         self.unknown = unknown
         self.ascii_only = bool(ascii_only)

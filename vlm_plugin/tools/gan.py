@@ -37,7 +37,7 @@ RUNS = Path("runs")
 # Captions whose words are looked up when a run begins, and the share of unknown ones that is worth no word.
 _LOOKED_AT, _FEW = 1000, 0.02
 # A mismatched pair needs a second caption, a distance a second picture.
-_LEAST = {"batch": 2, "evaluated": 2, "log_every": 1, "sample_every": 1, "checkpoint_every": 1}
+_LEAST = {"steps": 0, "batch": 2, "evaluated": 2, "log_every": 1, "sample_every": 1, "checkpoint_every": 1}
 
 
 def parser(name: str) -> argparse.ArgumentParser:
@@ -84,6 +84,9 @@ def _check_settings(settings: EasyDict) -> None:
     for name, least in _LEAST.items():
         if settings[name] < least:
             raise ValueError(f"{name}: expected at least {least}, got {settings[name]}")
+    for name in ("lambda_vvm", "lambda_vlm", "vvm_start", "vvm_warmup", "vlm_start", "vlm_warmup"):
+        if settings.vlm[name] < 0:
+            raise ValueError(f"vlm.{name}: expected a number from 0 up, got {settings.vlm[name]}")
     # An average that weighs what is new negatively grows without bound.
     if not 0 <= settings.ema <= 1:
         raise ValueError(f"ema: expected a number from 0 to 1, got {settings.ema}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -400,7 +401,7 @@ def pretrain(
         out: the matcher's file; one that another call made is refused. `out` + ".state" beside it holds what a resumed
             run needs, until the run is done.
         encoder: "conv" (64 pixels, a CPU will do; used when left out), "shufflenet" (64 pixels, thrice as slow; for
-            a second matcher that judges) or "inception" (299 pixels).
+            a second matcher that judges) or "inception" (256 pixels, which it enlarges to 299).
         damsm: a published DAMSM text encoder, to start from it and from what `matchers.damsm_pair` finds with it.
         freeze_encoders: train nothing but a scorer for the DAMSM encoders.
         epochs: passes over the train split.
@@ -435,13 +436,17 @@ def pretrain(
         raise ValueError(f"encoder: expected one of {sorted(DEFAULTS)}, got {encoder!r}")
     if encoder != "inception" and image_weights is not None:
         raise ValueError(f"image_weights: only the inception encoder takes any, got {image_weights!r} for {encoder}")
-    for name, value, least in (("epochs", epochs, 1), ("batch", batch, 2)):
-        if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
+    counts = (("epochs", epochs, 1), ("batch", batch, 2), ("embed_dim", embed_dim, 1), ("image_size", image_size, 1))
+    for name, value, least in counts:
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise ValueError(f"{name}: expected a whole number from {least} up, got {value}")
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate}")
     training.check_seed(seed)
     default_size, default_rate, default_dim = DEFAULTS[encoder]
-    image_size = image_size or default_size
-    learning_rate = learning_rate or default_rate
+    image_size = default_size if image_size is None else image_size
+    learning_rate = default_rate if learning_rate is None else learning_rate
+    embed_dim = default_dim if embed_dim is None else embed_dim
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"out: expected a file to write, got the folder {out}")
@@ -461,7 +466,7 @@ def pretrain(
     truth = find_truth(data)
     torch.manual_seed(seed)
     if damsm is None:
-        vlm = _new_vlm(itertools.chain(records, held_out), encoder, embed_dim or default_dim, image_weights)
+        vlm = _new_vlm(itertools.chain(records, held_out), encoder, embed_dim, image_weights)
     else:
         vlm = _damsm_vlm(Path(damsm), Path(data), freeze_encoders)
     settings = {
@@ -564,10 +569,12 @@ def pretrain(
             },
             state_file,
         )  # fmt: skip
+    # Read before the state goes: what cannot be read would have to be trained anew.
+    finished = VLM.load(out)
     state_file.unlink(missing_ok=True)
     left_out.report()
     print(f"wrote {out}", flush=True)
-    return VLM.load(out)
+    return finished
 
 
 def _is_finished(out: Path, settings: dict, pictures: str) -> bool:

@@ -27,6 +27,7 @@ from vlm_plugin.data.dataset import load_image
 from vlm_plugin.data.records import Problem, stop
 from vlm_plugin.data.text import LINE_END, PICTURE_EXTENSIONS, checked_name, read_text
 from vlm_plugin.features import Features
+from vlm_plugin.loss import check_scorer
 from vlm_plugin.matching import context_cosines, global_scores, local_scores
 from vlm_plugin.metrics import mean_and_spread
 from vlm_plugin.model import VLM
@@ -90,12 +91,14 @@ def score(vlm: VLM, images: str | Path, captions: Mapping[str, str], *, batch: i
     Raises:
         FileNotFoundError: a picture is missing.
         ValueError: no captions, a batch below 1, a picture that cannot be read, or a caption without a word that the
-            matcher knows. The message names the picture.
+            matcher knows. The message names the picture. Or a scorer that was trained on other encoders.
     """
     if batch < 1:
         raise ValueError(f"batch: expected at least 1 picture, got {batch}")
     if not captions:
         raise ValueError("captions: expected at least one, got none")
+    if vlm.scorer is not None:
+        check_scorer(vlm)
     vlm.eval()
     names = sorted(captions, key=natural_key)
     words = {name: _words(vlm, name, captions[name]) for name in names}
