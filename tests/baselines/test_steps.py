@@ -1,4 +1,4 @@
-"""One step of each baseline's trainer, without a run around it."""
+"""One step of each baseline's trainer, without a run around it, and the floors that are logged beside it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlm_plugin import TERMS, VLM, DualVLMLoss, Features, distributed
 from vlm_plugin.augment import RandomView
 from vlm_plugin.data import CaptionedImages, collate, open_split
 from vlm_plugin.data.dataset import Batch
-from vlm_plugin.tools import training
+from vlm_plugin.tools import gan, training
 from vlm_plugin.tools.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -57,6 +57,10 @@ def encode(matcher: VLM, captions: Sequence[str]) -> Features:
 
 def networks(model: Trainer) -> dict[str, nn.Module]:
     return {"generator": model.generator, "average": model.average, **model.discriminators}
+
+
+def same(ours: object, theirs: object) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -201,6 +205,15 @@ def test_captions_of_unequal_length(name: str, dual: bool, matcher: VLM) -> None
     assert model.sample(torch.zeros(4, model.noise_dim), text).isfinite().all()
 
 
+def test_floors_are_the_loss_of_real_pictures_and_their_mirror_images(matcher: VLM) -> None:
+    """The picture itself with its caption, and with its mirror image as the real one."""
+    vlm_loss, batch = DualVLMLoss(matcher, lambda_vvm=0.2, lambda_vlm=0.6), some()
+    text = encode(matcher, batch.captions)
+    mirrored = torch.stack([batch.images[..., tiny.SIZE - 1 - column] for column in range(tiny.SIZE)], dim=-1)
+    expected = vlm_loss(batch.images, text, mirrored, class_ids=[0, 1, 0, 2]).terms
+    assert gan._floors(vlm_loss, batch, text) == pytest.approx({f"floor_{n}": float(expected[n]) for n in TERMS})
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # AttnGAN
 # ---------------------------------------------------------------------------------------------------------------------
@@ -272,10 +285,6 @@ def test_attngan_equals_a_slow_twin(normalise: bool, dual: bool, matcher: VLM, m
             same(network.state_dict(), twin[name].state_dict())
 
 
-def same(ours: object, theirs: object) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
-
-
 def test_real_pictures_of_smaller_stages_are_filtered_as_pil_does_it(matcher: VLM) -> None:
     model, batch = build("attngan", matcher, stages=3), some(64)
     seen: dict[int, Tensor] = {}
@@ -290,3 +299,79 @@ def test_real_pictures_of_smaller_stages_are_filtered_as_pil_does_it(matcher: VL
         ours = (seen[size][1].permute(1, 2, 0).numpy() + 1) * 127.5
         assert seen[size].shape == (4, 3, size, size)
         assert np.abs(ours - theirs).max() <= 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# DF-GAN
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("normalise", "dual"), [(True, False), (False, False), (True, True)])
+def test_dfgan_equals_a_slow_twin(normalise: bool, dual: bool, matcher: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps, written out, in double precision, as AttnGAN's; the discriminator looks at one pair at a time."""
+    model = build(
+        "dfgan", matcher, normalise_text=normalise, generator_lr=1e-3, discriminator_lr=3e-3, adam_betas=[0.3, 0.8]
+    )
+    vlm_loss = DualVLMLoss(matcher, lambda_vvm=0.2, lambda_vlm=0.6) if dual else None
+    with torch.no_grad():  # steep enough that the penalty is no rounding error
+        model.discriminators["head"].joint_conv[2].weight *= 4
+    for network in (*networks(model).values(), matcher):
+        network.double()
+    twin = copy.deepcopy(networks(model))
+    generator, average, discriminator, head = (twin[name] for name in ("generator", "average", "discriminator", "head"))
+    judging = [p for network in (discriminator, head) for p in network.parameters() if p.requires_grad]
+    generator_adam = torch.optim.Adam(generator.parameters(), 1e-3, (0.3, 0.8))
+    judges_adam = torch.optim.Adam(judging, 3e-3, (0.3, 0.8))
+    batch = some()
+    batch = batch._replace(images=batch.images.double())
+    text = encode(matcher, batch.captions)
+    sentence = F.normalize(text.pooled, dim=-1) * tiny.DIM**0.5 if normalise else text.pooled
+
+    def judge(image: Tensor, vector: Tensor) -> Tensor:
+        return head(discriminator(image[None]), vector[None])[0]
+
+    for step in range(2):
+        noise = torch.randn(4, 4, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        monkeypatch.setattr(model, "noise", lambda batch, step, noise=noise: noise)
+        values = model.step(batch, text, step, vlm_loss)
+
+        fakes = generator(noise, sentence)
+        real, fake, mismatched, penalty = [], [], [], 0
+        for i in range(4):
+            image, vector = batch.images[i].clone().requires_grad_(), sentence[i].clone().requires_grad_()
+            real.append(judge(image, vector))
+            fake.append(judge(fakes[i].detach(), sentence[i]))
+            slopes = torch.autograd.grad(real[i], (image, vector), create_graph=True)
+            penalty = penalty + 2 * torch.cat([slope.flatten() for slope in slopes]).norm() ** 6 / 4
+        for i in range(3):
+            mismatched.append(judge(batch.images[i], sentence[i + 1]))
+        hinge = sum(F.relu(1 - logit) for logit in real) / 4
+        hinge = hinge + sum(F.relu(1 + logit) for logit in fake) / 4 / 2
+        hinge = hinge + sum(F.relu(1 + logit) for logit in mismatched) / 3 / 2
+        assert penalty > 1e-3
+        judges_adam.zero_grad()
+        (hinge + penalty).backward()
+        judges_adam.step()
+        judges_gradients = [p.grad.clone() for p in judging]
+
+        adversarial, terms = -sum(judge(fakes[i], sentence[i]) for i in range(4)) / 4, {}
+        total = adversarial
+        if dual:
+            matched, terms = vlm_loss(fakes, text, batch.images, class_ids=batch.class_ids)
+            total = adversarial + matched
+        generator_adam.zero_grad()
+        total.backward()
+        generator_adam.step()
+        with torch.no_grad():
+            for mean, value in zip(average.parameters(), generator.parameters(), strict=True):
+                mean.copy_(0.9 * mean + 0.1 * value)
+
+        expected = {"discriminator": hinge, "penalty": penalty, "generator": adversarial, **terms}
+        assert set(values) == set(expected)
+        for name, value in expected.items():
+            same(values[name], value.detach())
+        same([p.grad for p in model.generator.parameters()], [p.grad for p in generator.parameters()])
+        ours = [p for network in model.discriminators.values() for p in network.parameters() if p.requires_grad]
+        same([p.grad for p in ours], judges_gradients)
+        for name, network in networks(model).items():
+            same(network.state_dict(), twin[name].state_dict())
