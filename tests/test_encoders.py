@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fill import fill_, wave
+from PIL import Image
 from torch import nn
 from torchvision.models import inception_v3, shufflenet_v2_x1_0
 
@@ -157,6 +160,28 @@ def test_inception_weights_of_something_else(tmp_path):
         InceptionEncoder(global_layer="Mixed_6e")
 
 
+class Bomb:
+    """A pickle that makes a folder when read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("writer", ["torch.save", "legacy torch.save", "pickle"])
+def test_code_in_a_file_of_weights_is_refused_and_does_not_run(tmp_path, writer):
+    path, content = tmp_path / "file.pth", {"fc.weight": Bomb(tmp_path / "it ran")}
+    if writer == "pickle":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=writer == "torch.save")
+    with pytest.raises(ValueError, match=r"file.pth: expected a file of network weights"):
+        InceptionEncoder(weights=path)
+    assert not (tmp_path / "it ran").exists()
+
+
 def test_conv_encoder():
     torch.manual_seed(0)
     encoder = ConvEncoder()
@@ -217,6 +242,46 @@ def test_shufflenet_encoder():
     (gradient,) = torch.autograd.grad(features.pooled.square().sum(), images)
     assert gradient.isfinite().all()
     torch.testing.assert_close(encoder(torch.zeros(1, 3, 128, 128)), encoder(torch.zeros(1, 3, 64, 64)))
+
+
+class Seen(Exception):
+    """Ends a forward pass with what a layer was given."""
+
+
+def first_seen(layer, encoder, images):
+    """What the encoder's first layer is given."""
+
+    def end(_, inputs):
+        raise Seen(inputs[0])
+
+    with layer.register_forward_pre_hook(end), pytest.raises(Seen) as seen:
+        encoder(images)
+    return seen.value.args[0]
+
+
+@pytest.mark.parametrize("height", [256, 200])
+@pytest.mark.parametrize(
+    ("make", "first"),
+    [(lambda: ConvEncoder(8, 2), "stem"), (lambda: ShuffleNetEncoder(8), "to_stage3")],
+    ids=["conv", "shufflenet"],
+)
+def test_larger_pictures_are_filtered_as_pil_does_it(make, first, height):
+    """Stripes of three pixels, and noise: without a filter every fourth pixel of them would be another pattern."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, 256, 3), dtype=np.uint8)
+    pixels[..., 0] = np.where(np.arange(256) % 6 < 3, 0, 255)
+    theirs = np.asarray(Image.fromarray(pixels).resize((64, 64), Image.Resampling.BILINEAR), np.float32)
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
+    encoder = make()
+    ours = first_seen(getattr(encoder, first), encoder, images)
+    # PIL rounds after each axis.
+    np.testing.assert_allclose((ours[0].permute(1, 2, 0).numpy() + 1) * 127.5, theirs, rtol=0, atol=1.01)
+
+
+def test_inception_takes_single_pixels_of_larger_pictures(inception):
+    """As DAMSM's published encoders do: of 897 pixels every third, without a filter before."""
+    images = wave(1, 3, 897, 897, phase=9)
+    seen = first_seen(inception.Conv2d_1a_3x3, inception, images)
+    torch.testing.assert_close(seen, images[..., 1::3, 1::3], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["conv", "inception", "shufflenet"])

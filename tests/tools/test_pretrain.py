@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import shutil
 import weakref
@@ -693,6 +694,24 @@ def test_nonsense_is_refused_by_name(tmp_path: Path, changes: dict[str, object],
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         pretrain(**options)
     assert not list(tmp_path.glob("*.vlm.pt*"))
+
+
+class Bomb:
+    """A pickle that makes a folder when read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_image_weights_is_refused_and_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"fc.weight": Bomb(tmp_path / "it ran")}, tmp_path / "bomb.pth")
+    words = ("--data", tiny.birds(), "--out", tmp_path / "m.vlm.pt", "--encoder", "inception", "--device", "cpu")
+    assert main(["pretrain", *map(str, words), "--image-weights", str(tmp_path / "bomb.pth")]) == 2
+    assert "bomb.pth: expected a file of network weights" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["bomb.pth"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
