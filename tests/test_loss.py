@@ -151,6 +151,24 @@ def test_class_ids_of_any_kind():
     assert torch.equal(loss(fake, text, real, class_ids=[1, 2, 3, 4]).total, loss(fake, text, real).total)
 
 
+@pytest.mark.parametrize(
+    ("large", "small"),
+    [
+        ([2**62 + 1, 2**62, 5, 5 + 2**32], [0, 1, 2, 3]),
+        ([5, 5 + 2**8, 5 + 2**16, 5 - 2**63], [0, 1, 2, 3]),
+        ([2**62 + 1, 2**62, 2**62 + 1, 2**62], [0, 1, 0, 1]),
+        ([2**62 + 1, -(2**62), 5 + 2**32, 2**62 + 1], [0, 1, 2, 0]),
+    ],
+)
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_class_ids_count_to_their_last_bit(large, small, kind):
+    """Hashes serve: they are compared whole, as integers."""
+    loss, (fake, text, real) = make_loss(), batch()
+    found, expected = (loss(fake, text, real, class_ids=ids) for ids in (kind(large), small))
+    assert torch.equal(found.total, expected.total)
+    assert torch.equal(*(torch.autograd.grad(output.total, fake)[0] for output in (found, expected)))
+
+
 def test_general_terms_do_not_depend_on_classes_or_neighbours():
     """They judge each pair alone: the mean over a batch is the mean over its pairs."""
     loss = make_loss(terms=["vlm_general", "vvm_general"])
@@ -300,6 +318,31 @@ def test_captions_through_a_vlm():
     by_parts = DualVLMLoss(**parts, **WEIGHTS)
     assert torch.equal(by_parts(fake, text, pictures(2, 1, torch.float32, 64)).total, total)
     assert sorted(by_parts.state_dict()) == sorted(loss.state_dict())
+
+
+def test_captions_are_encoded_in_float32_under_autocast():
+    """By a text encoder that autocast would run in bfloat16, as it does linear layers."""
+
+    class Projected(LSTMTextEncoder):
+        def __init__(self, words):
+            super().__init__(words, 16, 8)
+            self.project = nn.Linear(16, 16)
+
+        def forward(self, tokens, lengths):
+            found = super().forward(tokens, lengths)
+            return Features(self.project(found.local), self.project(found.pooled), found.mask)
+
+    vlm = make_vlm()
+    vlm.text_encoder = Projected(len(vlm.vocabulary))
+    loss, captions = DualVLMLoss(vlm, **WEIGHTS), ["a small red bird", "bird"]
+    ids = vlm.vocabulary.encode_batch(captions, 4)
+    for encode in (lambda: loss.encode_text(captions), lambda: loss.encode_tokens(*ids)):
+        plain = encode()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert vlm.text_encoder(*ids).pooled.dtype == torch.bfloat16
+            under = encode()
+        assert under.local.dtype == under.pooled.dtype == torch.float32
+        assert all(torch.equal(a, b) for a, b in zip(plain, under, strict=True))
 
 
 def test_captions_errors():
@@ -545,6 +588,23 @@ def test_a_few_values_beyond_an_end_tell_no_range():
         make_loss()._check_range(from_zero)
     with pytest.raises(ValueError, match=r"real: .*image_range \(0.0, 255.0\), got -2"):
         make_loss(image_range=(0, 255))._check_range(real * 2.1)
+
+
+@pytest.mark.parametrize("image_range", [(-1, 1), (0, 1)])
+def test_fakes_outside_the_range_are_not_clamped(image_range):
+    """They are encoded as they are, and the gradient that would bring them back is the encoder's."""
+    low, high = image_range
+    loss, (fake, text, real) = make_loss(image_range=image_range), batch()
+    fake = (fake.detach() * 100).requires_grad_()
+    total, _ = loss((fake + 1) * (high - low) / 2 + low, text, (real + 1) * (high - low) / 2 + low)
+    (gradient,) = torch.autograd.grad(total, fake)
+    slow = fake.detach().clone().requires_grad_()
+    expected = reference.total(
+        reference.dual_terms(loss.image_encoder(slow), text, loss.image_encoder(real).detach(), loss.scorer), **WEIGHTS
+    )
+    torch.testing.assert_close(total, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, slow)[0], rtol=1e-8, atol=1e-11)
+    assert gradient[fake.abs() > 1].abs().max() > 1e-4
 
 
 def test_uniform_pictures_tell_no_range():
@@ -880,6 +940,16 @@ def test_call_errors(change, error, message):
     arguments = {"fake": FAKE, "text": TEXT, "real": REAL, **change}
     with pytest.raises(error, match=message):
         make_loss()(**arguments)
+
+
+def test_an_empty_caption_is_refused_at_every_call():
+    """On a CPU, where it costs nothing to look."""
+    loss = make_loss()
+    loss(FAKE, TEXT, REAL)
+    empty = TEXT._replace(mask=TEXT.mask & (torch.arange(4) != 2)[:, None])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="text: expected at least one word in every caption, got an empty one"):
+            loss(FAKE, empty, REAL)
 
 
 def test_single_precision_is_no_error_under_autocast_and_half_text_is_raised():

@@ -163,6 +163,26 @@ def test_matched_loss_and_gradient_equal_the_loops(groups):
     torch.testing.assert_close(scores.grad, slow.grad, rtol=1e-10, atol=1e-13)
 
 
+def test_matched_loss_with_a_table_of_excluded_pairs_that_is_not_symmetric():
+    """`excluded[i, j]` is about image i and anchor j, whatever holds of image j and anchor i: where an anchor asks, its
+    column counts."""
+    scores = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    slow = scores.detach().clone().requires_grad_()
+    pairs = {(0, 1), (0, 3), (2, 1), (3, 2)}
+    excluded = torch.tensor([[(i, j) in pairs for j in range(4)] for i in range(4)])
+    expected = 0
+    for own in range(4):
+        anchors = [j for j in range(4) if (own, j) not in pairs]
+        images = [i for i in range(4) if (i, own) not in pairs]
+        expected = expected - (3 * slow[own, own] - sum((3 * slow[own, j]).exp() for j in anchors).log()) / 4
+        expected = expected - (3 * slow[own, own] - sum((3 * slow[i, own]).exp() for i in images).log()) / 4
+    loss = matched_loss(scores, 3.0, excluded)
+    torch.testing.assert_close(loss, expected, rtol=1e-11, atol=0)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(scores.grad, slow.grad, rtol=1e-10, atol=1e-13)
+
+
 def test_contrastive_loss_by_hand():
     """Rows ask, columns answer; an excluded candidate leaves the sum, the positive stays even if marked."""
     scores = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]]).double()

@@ -962,6 +962,11 @@ def test_arguments_that_do_not_fit():
     assert (metric.candidates, metric.seed, metric.folds) == (7, 3, 4)
 
 
+def test_r_precision_is_that_of_100_candidates_and_ten_folds():
+    metric = RPrecision(make_vlm())
+    assert (metric.candidates, metric.folds) == (100, 10)
+
+
 @pytest.mark.parametrize(
     ("image", "text", "message"),
     [

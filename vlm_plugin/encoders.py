@@ -196,7 +196,8 @@ class InceptionEncoder(nn.Module):
         """Encode images.
 
         Args:
-            images: `(B, 3, H, W)` floating point in [-1, 1], any size; resized bilinearly to 299x299.
+            images: `(B, 3, H, W)` floating point in [-1, 1], any size; resized bilinearly to 299x299 (larger
+                ones are not antialiased, as in DAMSM).
 
         Returns:
             `local` (B, 289, D) in row-major order of the 17x17 grid, `pooled` (B, D), `mask` (B, 289) all True.
