@@ -112,22 +112,25 @@ def _comparisons() -> Iterable[tuple[str, str]]:
 
 
 def headline(results: Path) -> str:
-    """Both halves against plain, from the packaged start: rows of each baseline, for all legs but the shortest."""
+    """Both halves, as they ship, against plain: rows of each baseline, for all legs but the shortest."""
     columns = ("attribute_accuracy", "r_precision", "vlms", "frechet_distance")
     titles = [f"{MEASURES[m][0]}, plain -> with the loss" for m in columns]
     rows = []
-    found = {baseline: legs_of(runs_of(results, "continued", baseline)) for baseline in BASELINES}
-    for baseline, steps in itertools.product(BASELINES, PROTOCOLS["continued"].legs[1:]):
-        legs = found[baseline]
-        plain, both = legs.get(Row("plain", 1.0, steps), {}), legs.get(Row("both", SHIPPED[baseline], steps), {})
-        shared = [seed for seed in plain if seed in both]
-        if shared:
+    for baseline, protocol in itertools.product(BASELINES, (name for name, p in PROTOCOLS.items() if p.shipped)):
+        legs = legs_of(runs_of(results, protocol, baseline))
+        birds = PROTOCOLS[protocol].birds["train"]
+        for steps in PROTOCOLS[protocol].legs[1:]:
+            plain, both = legs.get(Row("plain", 1.0, steps), {}), legs.get(Row("both", SHIPPED[baseline], steps), {})
+            shared = [seed for seed in plain if seed in both]
+            if not shared:
+                continue
             values = [
-                " -> ".join(_number([legs[seed][m] for seed in shared], m) for legs in (plain, both)) for m in columns
+                " -> ".join(_number([arm[seed][m] for seed in shared], m) for arm in (plain, both)) for m in columns
             ]
             over = differences(both, plain, "attribute_accuracy")
             gain = _number(over, "attribute_accuracy", sign="+")
-            rows.append([f"{NAMES[baseline]}, {steps} steps", str(len(shared)), *values, gain, _p(over)])
+            name = f"{NAMES[baseline]}, {birds:,} birds, {steps:,} steps"
+            rows.append([name, str(len(shared)), *values, gain, _p(over)])
     return markdown_table(["baseline", "seeds", *titles, "gain in accuracy", "p"], rows)
 
 

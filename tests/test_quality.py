@@ -223,8 +223,8 @@ def test_a_page_is_filled_with_what_was_measured(tmp_path: Path) -> None:
     assert filled.startswith("Before.\n<!-- test command -->\n<!-- headline -->\n|")
     assert filled.endswith("<!-- end -->\nBetween.\n<!-- scratch dfgan -->\nNot run yet.\n<!-- end -->\nAfter.")
     row, later = (line for line in filled.splitlines() if line.startswith("| DF-GAN"))
-    assert later.startswith("| DF-GAN, 1400 steps | 3 | 0.610 ± 0.010 -> 0.720 ± 0.017 |")
-    assert row.startswith("| DF-GAN, 800 steps | 3 | 0.610 ± 0.010 -> 0.710 ± 0.017 |")
+    assert later.startswith("| DF-GAN, 2,000 birds, 1,400 steps | 3 | 0.610 ± 0.010 -> 0.720 ± 0.017 |")
+    assert row.startswith("| DF-GAN, 2,000 birds, 800 steps | 3 | 0.610 ± 0.010 -> 0.710 ± 0.017 |")
     assert row.endswith("| +0.100 ± 0.020 | 0.013 |")
 
 
