@@ -572,6 +572,47 @@ def test_range_is_checked_once_and_never_on_fakes(monkeypatch):
     assert len(looked) == 1
 
 
+@pytest.mark.parametrize(
+    ("image_range", "convert", "message"),
+    [
+        (
+            (-1, 1),
+            lambda x: (x + 1) / 2,
+            r"none negative, where image_range is \(-1.0, 1.0\): if theirs",
+        ),
+        ((-1, 1), lambda x: x * 50, r"far outside of image_range \(-1.0, 1.0\)"),
+        ((0, 1), lambda x: x * 2, r"far outside of image_range \(0.0, 1.0\)"),
+    ],
+)
+def test_generated_images_of_another_range_are_told_of_once(image_range, convert, message):
+    fake, text, real = batch()
+    low, high = image_range
+    loss, real = make_loss(image_range=image_range), (real + 1) * (high - low) / 2 + low
+    with pytest.warns(UserWarning, match=f"^fake: the first generated images have values from .*{message}") as told:
+        loss(convert(fake), text, real)
+    assert [warning.filename for warning in told] == [__file__]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="fake")
+        loss(convert(fake), text, real)
+        # In range, uniform, or of an untrained generator without tanh: nothing to say.
+        for usual in (fake, fake * 0, fake * 2.5):
+            make_loss()(usual, text, batch()[2])
+
+
+def test_captions_that_the_matcher_hardly_knows_are_told_of_once():
+    loss = DualVLMLoss(make_vlm(), **WEIGHTS)
+    known = loss._vlm[0].vocabulary.words[2]
+    with pytest.warns(
+        UserWarning, match="^captions: 2 of the first 4 words are unknown .* \\(zebra, lion\\), which"
+    ) as told:
+        loss.encode_text([f"{known} zebra", f"lion {known}"])
+    assert [warning.filename for warning in told] == [__file__]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="captions")
+        loss.encode_text([f"{known} zebra"])
+        DualVLMLoss(make_vlm(), **WEIGHTS).encode_text([f"{known} {known} {known} {known} zebra"])
+
+
 def test_a_few_values_beyond_an_end_tell_no_range():
     """Resized pictures overshoot: in [0, 1] as well, which then has negative values."""
     real = batch()[2]

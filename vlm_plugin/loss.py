@@ -23,6 +23,8 @@ from .scorer import MatchingScoreBlock
 from .vocabulary import Vocabulary
 
 TERMS = ("vlm_local", "vlm_global", "vlm_general", "vvm_local", "vvm_global", "vvm_general")
+# A share of unknown words that says that captions are not those a matcher was made for.
+_MANY = 0.2
 
 
 class LossOutput(NamedTuple):
@@ -140,6 +142,8 @@ class DualVLMLoss(nn.Module):
         self._range_checked = False
         self._text_checked = False
         self._regions_checked = False
+        self._fake_seen = False
+        self._captions_seen = False
         self._freeze()
 
     def extra_repr(self) -> str:
@@ -177,6 +181,9 @@ class DualVLMLoss(nn.Module):
                 "use encode_tokens or text_features, or build it from a VLM"
             )
         tokens, lengths = vlm.vocabulary.encode_batch(captions, vlm.max_words)
+        if not self._captions_seen:
+            self._captions_seen = True
+            _look_at_words(captions, vlm.vocabulary)
         return self.encode_tokens(tokens, lengths)
 
     @torch.no_grad()
@@ -254,6 +261,7 @@ class DualVLMLoss(nn.Module):
         self._freeze()
         weight = _first_tensor(self.image_encoder)
         _check_images("fake", fake, weight)
+        self._look_at_fake(fake.detach())
         batch, device = len(fake), fake.device
         anchors: dict[str, tuple[Features, str]] = {}
         if self._needs("vlm"):
@@ -382,6 +390,22 @@ class DualVLMLoss(nn.Module):
             raise ValueError(f"class_ids: expected shape ({batch},), got {tuple(ids.shape)}")
         return ids.to(device, torch.int64, non_blocking=True)
 
+    def _look_at_fake(self, fake: Tensor) -> None:
+        """Warn of a first batch that seems to be of another range. A generator's values are never refused."""
+        if self._fake_seen:
+            return
+        self._fake_seen = True
+        (low, high), (least, most) = self.image_range, (float(value) for value in torch.aminmax(fake))
+        what = f"fake: the first generated images have values from {least:.3g} to {most:.3g}"
+        if low < 0 <= least < most:
+            warnings.warn(
+                f"{what}, none negative, where image_range is {self.image_range}: if theirs is (0, 1), pass "
+                "image_range=(0, 1) and real images of that range",
+                stacklevel=5,
+            )
+        elif least < 2 * low - high or most > 2 * high - low:
+            warnings.warn(f"{what}, far outside of image_range {self.image_range}", stacklevel=5)
+
     def _check_range(self, real: Tensor) -> None:
         """Compare real images with `image_range`, until a batch has told: uniform pictures fit any range."""
         if self._range_checked:
@@ -410,6 +434,19 @@ class DualVLMLoss(nn.Module):
                 "pass image_range=(0, 1), or whatever is the images' range"
             )
         self._range_checked = True
+
+
+def _look_at_words(captions: Sequence[str], vocabulary: Vocabulary) -> None:
+    """Warn of captions that the matcher hardly knows: it was pretrained on others."""
+    words = [word for caption in captions for word in vocabulary.tokenize(caption)]
+    unknown = [word for word in words if word not in vocabulary]
+    if len(unknown) > _MANY * len(words):
+        some = ", ".join(list(dict.fromkeys(unknown))[:5])
+        warnings.warn(
+            f"captions: {len(unknown)} of the first {len(words)} words are unknown to the matcher ({some}), which was "
+            "pretrained on other captions",
+            stacklevel=3,
+        )
 
 
 def _check_terms(terms: Iterable[str]) -> tuple[str, ...]:

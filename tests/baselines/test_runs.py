@@ -363,7 +363,7 @@ def test_from_random_weights_the_loss_begins_as_it_should(tmp_path: Path, name: 
 
     for words in ((), ("--vlm",), ("--generator", "mine.pt", "--data", "x"), ("--generator", "mine.pt")):
         assert steps_of(*words) == 11
-    for words in (("--from-scratch",), ("--data", "x", "--vlm", "mine.vlm.pt"), ("--vlm", "mine.vlm.pt")):
+    for words in (("--from-scratch",), ("--data", "x", "--vlm", "mine.vlm.pt")):
         assert steps_of(*words) == 22
     assert steps_of("--from-scratch", "--cfg", str(folder / "cfg" / "synthetic.yml")) == 11
     # A run's generator goes on with that run's settings, and the loss begins at once.
@@ -763,6 +763,55 @@ def test_other_data_wants_a_matcher_of_its_own(tmp_path: Path) -> None:
         message = refused(*given, *words)
         assert f"--data {data}: expected with it a matcher of its words (--vlm FILE, or --text-encoder FILE" in message
     assert not (tmp_path / "runs").exists()
+
+
+@both
+def test_birds_are_drawn_for_the_packaged_matcher_alone(name: str, tmp_path: Path) -> None:
+    """Whoever forgets --data would train on birds, and read off a table of them."""
+    given = ("--cfg", tiny.config(tmp_path / "tiny.yml", name), "--out", tmp_path / "runs")
+    for words in (("--vlm", tiny.matcher()), ("--text-encoder", tiny.matcher())):
+        message = refused(*given, *words, name=name)
+        assert f"--data: expected a folder of captioned pictures for the matcher {tiny.matcher()}, got none" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_runs_generator_goes_on_with_its_data_and_its_matcher(tmp_path: Path) -> None:
+    cfg = tiny.config(tmp_path / "tiny.yml")
+    first = plain(tmp_path / "runs", cfg, "--steps", 1)
+    for words, key in (((), "text_encoder"), (("--vlm",), "vlm")):
+        again = options_of(run("--generator", first, "--out", tmp_path / "runs", "--steps", 0, *words))
+        assert again["data"] == str(tiny.birds().resolve())
+        assert again[key] == str(tiny.matcher().resolve())
+    other = tmp_path / "other.vlm.pt"
+    shutil.copyfile(tiny.matcher(), other)
+    again = run("--generator", first, "--out", tmp_path / "runs", "--steps", 0, "--vlm", other)
+    assert options_of(again)["vlm"] == str(other)
+
+
+def test_nothing_is_written_among_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = shutil.copytree(tiny.birds(), tmp_path / "pictures")
+    before = sorted(data.rglob("*"))
+    given = ("--data", ".", "--text-encoder", tiny.matcher(), "--cfg", tiny.config(tmp_path / "tiny.yml"))
+    monkeypatch.chdir(data)
+    for out in ((), ("--out", "."), ("--out", data / "train" / "x")):
+        assert f"expected a folder outside of the data folder {data}, got one inside" in refused(*given, *out)
+    drawn = ("--data", ".", "--sample", "a bird", "--generator", "nowhere", "--out", "samples")
+    assert "--out samples: expected a folder outside of the data folder" in refused(*drawn)
+    assert sorted(data.rglob("*")) == before
+
+
+def test_a_run_that_is_being_trained_is_not_resumed(tmp_path: Path) -> None:
+    messages = []
+
+    def resume(step: int) -> None:
+        messages.append(refused("--resume", tmp_path / "runs" / "00000-dfgan"))
+
+    folder = plain(
+        tmp_path / "runs", tiny.config(tmp_path / "tiny.yml"), "--steps", 1, build=Seen(before_step=resume).build
+    )
+    assert messages == [f"dfgan: {folder}: another process trains this run; stop it first"]
+    run("--resume", folder, "--steps", 2)
+    assert checkpoint(folder)["step"] == 2
 
 
 def test_unknown_words_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -354,6 +354,14 @@ def test_a_command_of_its_own_process_finds_the_baselines(run: Path, tmp_path: P
     assert "count: expected at least 1, got 0" in done.stderr
 
 
+def test_birds_are_drawn_for_the_packaged_text_encoder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = tiny.ROOT / "baselines" / "dfgan" / "assets" / "birds.pt"
+    with pytest.raises(ValueError, match=r"^--data: expected a folder of captioned pictures for the text encoder"):
+        evaluate(start, text_encoder=str(tiny.matcher()), device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_generator_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing there"):
         evaluate(tmp_path / "nowhere")

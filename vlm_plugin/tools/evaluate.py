@@ -28,7 +28,7 @@ from vlm_plugin.tools.examination import (
     usable_records,
 )
 from vlm_plugin.tools.gan import BIRDS, BIRDS_FOLDER
-from vlm_plugin.tools.matchers import load_matcher, marks
+from vlm_plugin.tools.matchers import PACKAGED, load_matcher, marks
 from vlm_plugin.tools.pictures import to_image
 from vlm_plugin.tools.trainer import Saved, Trainer, scaled
 
@@ -90,13 +90,18 @@ def evaluate(
     source = Path(source)
     place = training.choose_device(device)
     trainer, saved = find_networks(source, averaged)
-    if data is None and saved.data is None:
-        make_birds(BIRDS_FOLDER, **BIRDS, progress=True)
-    data = Path(data or saved.data or BIRDS_FOLDER)
-    truth = find_truth(data)
     name = text_encoder or saved.matcher
     if name is None:
         raise ValueError(f"--text-encoder: {source} does not say which text encoder it was trained with; name its file")
+    if data is None and saved.data is None:
+        if str(name) != PACKAGED:
+            raise ValueError(
+                f"--data: expected a folder of captioned pictures for the text encoder {name}, got none, and the "
+                "synthetic birds are drawn for the packaged one alone"
+            )
+        make_birds(BIRDS_FOLDER, **BIRDS, progress=True)
+    data = Path(data or saved.data or BIRDS_FOLDER)
+    truth = find_truth(data)
     # The run's data may have moved, and with it a DAMSM encoder's vocabulary.
     own = saved.data if saved.data is not None and saved.data.is_dir() else data
     conditioning = load_matcher(name, own, place)

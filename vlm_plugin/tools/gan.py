@@ -24,7 +24,7 @@ from vlm_plugin.model import fingerprint, read_file, write_file
 from vlm_plugin.tools import training
 from vlm_plugin.tools.matchers import PACKAGED, load_matcher, marks
 from vlm_plugin.tools.sampling import read_captions, sample
-from vlm_plugin.tools.settings import read_config, settings_of_run
+from vlm_plugin.tools.settings import origin_of_run, read_config, settings_of_run
 from vlm_plugin.tools.show import Show
 from vlm_plugin.tools.trainer import Trainer, whole
 from vlm_plugin.vocabulary import Vocabulary
@@ -132,7 +132,8 @@ def run(
     try:
         if arguments.sample is not None:
             return _sample(folder, build, arguments)
-        return _run(name, folder, build, arguments, loss or dual_loss)
+        with contextlib.ExitStack() as only:
+            return _run(name, folder, build, arguments, loss or dual_loss, only)
     except BadSampleError as error:
         sys.exit(f"{name}: {error} (--skip-bad leaves out what cannot be used)")
     except (ValueError, TypeError, OSError) as error:
@@ -153,6 +154,8 @@ def _sample(folder: Path, build: type[Trainer], arguments: argparse.Namespace) -
     original = read_config(arguments.cfg, folder).arguments if arguments.cfg else {}
     source = arguments.generator or original.get("sample_from") or original.get("generator")
     data = arguments.data or original.get("data")
+    if data:
+        training.check_outside(arguments.out or RUNS, data)
     return sample(
         build,
         Path(source or _packaged_start(folder)),
@@ -172,9 +175,12 @@ def _run(
     build: type[Trainer],
     arguments: argparse.Namespace,
     loss: Callable[[VLM, EasyDict], DualVLMLoss],
+    only: contextlib.ExitStack,
 ) -> Path:
     device = training.choose_device(arguments.device)
     training.join_ranks(device)
+    if arguments.resume is not None and arguments.resume.is_dir() and distributed.rank() == 0:
+        only.enter_context(training.only_process(arguments.resume))
     saved = _saved_options(name, arguments)
     options = saved or _options(name, arguments, folder)
     # A run that broke on its data may go on without what broke it.
@@ -185,6 +191,8 @@ def _run(
         make_birds(BIRDS_FOLDER, **BIRDS, progress=True)
     training.barrier()
     data = Path(options["data"] or BIRDS_FOLDER)
+    if not saved:
+        training.check_outside(arguments.out or RUNS, data)
     (records, lost), truth = training.open_records(data, "train", options["skip_bad"]), find_truth(data)
     if not saved and truth is None and PACKAGED in (options["vlm"], options["text_encoder"]):
         raise ValueError(
@@ -228,6 +236,8 @@ def _run(
             _say(f"{start} does not say which text encoder it was trained with: it must have been that of {encoder}")
     if not saved:
         run_folder = training.shared_run_folder(arguments.out or RUNS, f"{name}{'-vlm' if vlm_loss else ''}")
+        if distributed.rank() == 0:
+            only.enter_context(training.only_process(run_folder))
     # By what trained the networks that it began from as well; an earlier release did not keep it.
     taught = trainer.trained_with | (marks(matcher) if vlm_loss or trainer.learns_from_matcher else frozenset())
     options["trained_with"] = options.get("trained_with") or sorted(taught)
@@ -306,12 +316,19 @@ def _options(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str
     if arguments.batch is not None:
         settings.batch = arguments.batch
     _check_settings(settings)
-    data = arguments.data or original.get("data")
+    # A generator goes on with what it has learned to read and draw, unless something else is named.
+    origin = origin_of_run(arguments.generator)
+    data = arguments.data or original.get("data") or origin.get("data")
     # An original's settings with the patch's lines name a matcher, which switches the loss on there as well.
     vlm = arguments.vlm or (None if arguments.text_encoder else original.get("vlm"))
     if vlm == PACKAGED:  # A bare --vlm means the matcher at hand: an original's settings name it, or a DAMSM pair.
-        vlm = original.get("vlm") or original.get("text_encoder") or PACKAGED
-    matcher = vlm or arguments.text_encoder or original.get("text_encoder") or PACKAGED
+        vlm = original.get("vlm") or original.get("text_encoder") or origin.get("matcher") or PACKAGED
+    matcher = vlm or arguments.text_encoder or original.get("text_encoder") or origin.get("matcher") or PACKAGED
+    if data is None and str(matcher) != PACKAGED:
+        raise ValueError(
+            f"--data: expected a folder of captioned pictures for the matcher {matcher}, got none, and the synthetic "
+            "birds are drawn for the packaged matcher alone"
+        )
     start = None if arguments.from_scratch else arguments.generator or original.get("generator")
     if packaged:
         start = _packaged_start(folder)

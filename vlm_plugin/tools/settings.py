@@ -76,6 +76,15 @@ def settings_of_run(run: Path, folder: Path) -> EasyDict:
     return EasyDict(settings)
 
 
+def origin_of_run(run: Path | None) -> dict[str, str | None]:
+    """`data` (None: the synthetic birds) and `matcher` of an earlier run; nothing of what is no run's folder."""
+    if run is None or not (run / "options.json").is_file():
+        return {}
+    content = _load(run / "options.json")
+    content = content if isinstance(content, dict) else {}
+    return {"data": content.get("data"), "matcher": content.get("vlm") or content.get("text_encoder")}
+
+
 def _load(path: Path) -> object:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -189,7 +189,8 @@ class Trainer(abc.ABC):
         saved.check(matcher, str(path))
         if saved.normalise_text != self.normalise_text:
             raise ValueError(
-                f"{path}: trained with normalise_text {saved.normalise_text}, the settings say {self.normalise_text}"
+                f"{path}: trained with normalise_text {saved.normalise_text}, the settings say {self.normalise_text}: "
+                "--cfg takes others (cfg/bird.yml and coco.yml are those of published generators)"
             )
         networks = {"generator": self.generator, **self.discriminators}
         taken = {n: w for n, w in saved.weights.items() if n == "generator" or discriminators}

@@ -22,6 +22,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 import vlm_plugin
 from vlm_plugin import distributed
 from vlm_plugin.data import Problem, Record, Records, open_split
@@ -444,6 +449,41 @@ def new_run_folder(root: str | os.PathLike, name: str) -> Path:
             return folder
         except FileExistsError:  # another run took the number in between
             number += 1
+
+
+def check_outside(out: str | os.PathLike, data: str | os.PathLike) -> None:
+    """Refuse to write among the pictures: they would be taken for more of them.
+
+    Raises:
+        ValueError: `out` is the folder `data` or lies in it.
+    """
+    inner, outer = Path(out).resolve(), Path(data).resolve()
+    if inner == outer or outer in inner.parents:
+        raise ValueError(f"--out {out}: expected a folder outside of the data folder {data}, got one inside")
+
+
+@contextlib.contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a run's folder meanwhile, where the system can.
+
+    Raises:
+        ValueError: one does already.
+    """
+    if fcntl is None:
+        yield
+        return
+    # The folder itself: a file within it would be one more, and one that is renamed takes its lock along.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process trains this run; stop it first") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
 
 
 def shared_run_folder(root: str | os.PathLike, name: str) -> Path:
