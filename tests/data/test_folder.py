@@ -111,6 +111,31 @@ def test_no_made_split_is_empty(tmp_path: Path, form: Form) -> None:
     assert len(open_split(tmp_path, "train")) == len(open_split(tmp_path, "test")) == 1
 
 
+def test_captions_have_their_extension_in_any_case(tmp_path: Path) -> None:
+    put(tmp_path / "A.PNG")
+    put(tmp_path / "A.TXT", "a dog\n")
+    assert is_folder(tmp_path)
+    assert read(tmp_path) == [Record("A", tmp_path / "A.PNG", ("a dog",), None, None)]
+    put(tmp_path / "b.Txt", "a cat\n")
+    put(tmp_path / "c.png")
+    _, found, fatal = problems(tmp_path)
+    assert [what.partition(",")[0] for what in found] == [
+        "b.Txt: expected a picture of the same name beside the captions",
+        "c.txt: expected the captions of a picture",
+    ]
+    assert fatal == [False, True]
+
+
+def test_two_files_of_captions_for_one_picture(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    for name in ("a.TXT", "a.txt"):
+        put(tmp_path / name, f"{name}\n")
+    records, found, fatal = problems(tmp_path)
+    assert found == ["a.txt: expected one file of captions for a.png, got a.txt and a.TXT"]
+    assert fatal == [True]
+    assert [record.captions for record in records] == [("a.TXT",)]
+
+
 @FORMS
 def test_two_folders_for_one_split(tmp_path: Path, form: Form) -> None:
     for name in ("train", "val", "dev"):

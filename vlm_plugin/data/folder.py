@@ -126,12 +126,18 @@ def _holds_pictures(folder: Path) -> bool:
 
 
 def _has_pair(names: list[str]) -> bool:
-    texts = {name for name in names if name.endswith(".txt")}
-    return bool(texts) and any(_is_picture(name) and f"{without_extension(name)}.txt" in texts for name in names)
+    texts = set(filter(None, map(_captioned, names)))
+    return bool(texts) and any(_is_picture(name) and without_extension(name) in texts for name in names)
 
 
 def _is_picture(name: str) -> bool:
     return without_extension(name) != name
+
+
+def _captioned(name: str) -> str | None:
+    """The name without .txt, in any case, as with pictures; None where it has no such extension."""
+    stem, extension = os.path.splitext(name)
+    return stem if extension.lower() == ".txt" else None
 
 
 def _ignore(problem: Problem) -> None:
@@ -169,12 +175,19 @@ def _read_pairs(folder: Path, complain: Complain) -> Iterator[Record]:
         if other != name:
             what = f"expected names that differ without their extension, got {name} and {other}"
             complain(Problem(str(folder / name), what, picture=True))
+    texts: dict[str, str] = {}
     for name in files:
-        if name.endswith(".txt") and name.removesuffix(".txt") not in pictures:
+        key = _captioned(name)
+        if key is None:
+            continue
+        if key not in pictures:
             what = "expected a picture of the same name beside the captions, found none"
             complain(Problem(str(folder / name), what, fatal=False))
+        elif (other := texts.setdefault(key, name)) != name:
+            what = f"expected one file of captions for {pictures[key]}, got {name} and {other}"
+            complain(Problem(str(folder / name), what, picture=True))
     for key, name in pictures.items():
-        captions = caption_lines(folder / f"{key}.txt", complain)
+        captions = caption_lines(folder / texts.get(key, f"{key}.txt"), complain)
         if captions:
             yield Record(key, folder / name, captions, None, None)
 
