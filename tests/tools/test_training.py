@@ -46,6 +46,12 @@ def take(count: int, *arguments: object, **options: object) -> list[Batch]:
     return list(itertools.islice(training.endless_batches(*arguments, collate, device=CPU, **options), count))
 
 
+@pytest.mark.parametrize("name", ["mps", "xpu", "meta", "gpu", "mps:0"])
+def test_devices_that_are_neither_cpu_nor_cuda(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^--device {name}: expected cpu, cuda or cuda:NUMBER$"):
+        training.choose_device(name)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The stream
 # ---------------------------------------------------------------------------------------------------------------------

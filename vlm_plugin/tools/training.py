@@ -42,14 +42,17 @@ def choose_device(name: str | None = None) -> torch.device:
     """The device called `name`; without a name the GPU of this process where there is one, else the CPU.
 
     Raises:
-        ValueError: no device has such a name, or this one is not there.
+        ValueError: no device has such a name, this one is not there, or it is neither a CPU nor a CUDA device.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device {name}: expected cpu, cuda or cuda:NUMBER") from None
+        device = None
+    # Of torch's other kinds, some lack operations that are used here and some compute nothing.
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name}: expected cpu, cuda or cuda:NUMBER")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(f"--device {name}: this machine has no CUDA device that torch {torch.__version__} can use")
@@ -543,7 +546,9 @@ def check_writable(path: str | os.PathLike) -> None:
 
 def write_json(content: object, path: str | os.PathLike) -> None:
     """Indented JSON, written beside and renamed."""
-    _write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", Path(path))
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # Names that are no valid UTF-8 hold lone surrogates, which become what JSON writes for them.
+    _write_text(text.encode("utf-8", "backslashreplace").decode("utf-8"), Path(path))
 
 
 def _write_text(text: str, path: Path) -> None:
