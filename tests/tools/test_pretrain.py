@@ -621,6 +621,25 @@ def test_a_kill_before_the_first_state_begins_anew(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.usefixtures("narrow")
+def test_the_data_may_be_called_something_else_when_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out, options = tmp_path / "clean", tmp_path / "a.vlm.pt", {**RUN, "epochs": 2}
+    shutil.copytree(tiny.birds(), data)
+    with monkeypatch.context() as patch:
+        break_in_epoch(2, patch)
+        with pytest.raises(RuntimeError):
+            pretrain(data, out, **options)
+    renamed = data.rename(tmp_path / "renamed")
+    capsys.readouterr()
+    pretrain(renamed, out, **options)
+    assert "resuming after epoch 1 of 2" in capsys.readouterr().out
+    monkeypatch.chdir(renamed)
+    pretrain(".", out, **options)
+    assert capsys.readouterr().out == f"{out}: finished already\n"
+
+
+@pytest.mark.usefixtures("narrow")
 def test_a_leftover_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "a.vlm.pt"
     with monkeypatch.context() as patch:
