@@ -1006,7 +1006,7 @@ def test_the_drop_in_does_without_torchmetrics():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert result.stdout.split() == ["False"]
     last = result.stderr.strip().splitlines()[-1]
-    assert last == 'ImportError: vlm_plugin.metrics: expected torchmetrics: pip install "vlm-plugin[eval]"'
+    assert last == 'ImportError: vlm_plugin.metrics: expected torchmetrics: in the repository: pip install ".[eval]"'
 
 
 # ------------------------------------------------------------------------------------------------ processes

@@ -40,6 +40,12 @@ def test_every_command_is_one_that_exists() -> None:
     assert all(seen.values()), seen
 
 
+def test_it_says_how_the_later_commands_find_their_programs() -> None:
+    before = README.split("source .venv/bin/activate")[0]
+    assert ".venv/bin/python" in before
+    assert not re.search(r"^(python|vlm-plugin|pip) ", before, flags=re.MULTILINE)
+
+
 def test_ci_runs_the_test_command() -> None:
     block = README.split("<!-- test command -->")[1].split("```")[1]
     assert "pytest" in block

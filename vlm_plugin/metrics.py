@@ -2,7 +2,8 @@
 
 `VLMS` (the matching score block's score), `RPrecision` (does a picture retrieve its own caption) and
 `AttributeAccuracy` (does a judge find what the caption names) each keep one value a picture. `compute()` gives their
-mean and a spread over ten parts, `values()` the values themselves. They need `pip install "vlm-plugin[eval]"`.
+mean and a spread over ten parts, `values()` the values themselves. They need `pip install ".[eval]"`
+in the repository.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ try:
     from torchmetrics.utilities.data import dim_zero_cat
     from torchmetrics.utilities.distributed import gather_all_tensors
 except ImportError as error:
-    raise ImportError('vlm_plugin.metrics: expected torchmetrics: pip install "vlm-plugin[eval]"') from error
+    raise ImportError('vlm_plugin.metrics: expected torchmetrics: in the repository: pip install ".[eval]"') from error
 
 __all__ = ["VLMS", "AttributeAccuracy", "RPrecision", "caption_ids", "different_groups", "mean_and_spread"]
 

@@ -6,8 +6,11 @@ from pathlib import Path
 # Run as a script, from any folder and without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from baselines.attngan.trainer import AttnGAN
-from vlm_plugin.tools import gan
+from baselines.needed import explain_missing
+
+with explain_missing("attngan"):
+    from baselines.attngan.trainer import AttnGAN
+    from vlm_plugin.tools import gan
 
 if __name__ == "__main__":
     gan.run("attngan", Path(__file__).parent, AttnGAN)

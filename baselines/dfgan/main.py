@@ -6,8 +6,11 @@ from pathlib import Path
 # Run as a script, from any folder and without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from baselines.dfgan.trainer import DFGAN
-from vlm_plugin.tools import gan
+from baselines.needed import explain_missing
+
+with explain_missing("dfgan"):
+    from baselines.dfgan.trainer import DFGAN
+    from vlm_plugin.tools import gan
 
 if __name__ == "__main__":
     gan.run("dfgan", Path(__file__).parent, DFGAN)

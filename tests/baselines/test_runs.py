@@ -1106,6 +1106,42 @@ def test_the_scripts_run_from_any_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+BARE = """
+import runpy, sys
+
+class Missing:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.path[0] = {script!r}.rpartition("/")[0]
+sys.argv = [{script!r}, "--help"]
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "missing"),
+    [
+        ("attngan/main.py", "attngan", "torch"),
+        ("dfgan/main.py", "dfgan", "torch"),
+        ("dfgan/main.py", "dfgan", "yaml"),
+        ("dfgan/main.py", "dfgan", "torchmetrics"),
+    ],
+)
+def test_without_its_packages_a_script_says_what_to_install(
+    script: str, name: str, missing: str, tmp_path: Path
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    program = BARE.format(missing=missing, script=str(tiny.ROOT / "baselines" / script))
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    advice = 'in the repository: pip install ".[train]"'
+    assert done.stderr == f"{name}: No module named '{missing}' in the environment {sys.prefix}: {advice}\n"
+
+
 @pytest.mark.parametrize("exported", [True, False])
 def test_a_run_begins_where_another_ended(
     name: str, exported: bool, finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]

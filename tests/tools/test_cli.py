@@ -219,7 +219,7 @@ def test_without_the_extras_most_commands_work_and_the_others_say_what_to_instal
     )
     assert found.pop(0)[0] == 0
     helps, runs = dict(zip(COMMANDS, found, strict=False)), found[len(COMMANDS) :]
-    advice = 'pip install "vlm-plugin[eval]"\n'
+    advice = 'in the repository: pip install ".[eval]"\n'
     for name in ("evaluate", "score"):
         code, error = helps.pop(name)
         assert code == 2
@@ -231,7 +231,7 @@ def test_without_the_extras_most_commands_work_and_the_others_say_what_to_instal
 
 def test_settings_files_are_for_evaluate_alone() -> None:
     refused, score = without(("yaml",), ("evaluate", "--help"), ("score", "--help"))
-    assert refused == (2, "vlm-plugin evaluate: No module named 'yaml': pip install \"vlm-plugin[eval]\"\n")
+    assert refused == (2, "vlm-plugin evaluate: No module named 'yaml': in the repository: pip install \".[eval]\"\n")
     assert score[0] == 0
 
 

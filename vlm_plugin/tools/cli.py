@@ -35,7 +35,8 @@ class _Command(argparse.ArgumentParser):
             try:
                 module = importlib.import_module(f"vlm_plugin.tools.{name}")
             except ImportError as error:
-                self.exit(2, f'{self.prog}: {error.__cause__ or error}: pip install "vlm-plugin[eval]"\n')
+                missing = error.__cause__ or error
+                self.exit(2, f'{self.prog}: {missing}: in the repository: pip install ".[eval]"\n')
             module.add_arguments(self)
             self.set_defaults(run=module.run)
         return super().parse_known_args(*arguments, **options)

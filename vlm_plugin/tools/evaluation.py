@@ -165,7 +165,7 @@ class Inception(nn.Module):
 
             self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
         except ModuleNotFoundError as error:
-            raise ImportError('--inception needs torch-fidelity: pip install "vlm-plugin[eval]"') from error
+            raise ImportError('--inception needs torch-fidelity: in the repository: pip install ".[eval]"') from error
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
