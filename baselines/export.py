@@ -1,36 +1,72 @@
 """`python baselines/export.py RUN FILE`: make a run a start for others, as float16 without optimisers."""
 
+from __future__ import annotations
+
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
-from easydict import EasyDict
+from baselines.needed import explain_missing
 
-from baselines.attngan.trainer import AttnGAN
-from baselines.dfgan.trainer import DFGAN
-from vlm_plugin.tools.matchers import load_matcher
+with explain_missing("export"):
+    import torch
+    from easydict import EasyDict
 
-_TRAINERS = {"attngan": AttnGAN, "dfgan": DFGAN}
+    from baselines.attngan.trainer import AttnGAN
+    from baselines.dfgan.trainer import DFGAN
+    from vlm_plugin.model import read_checkpoint, read_file
+    from vlm_plugin.tools import training
+    from vlm_plugin.tools.matchers import load_matcher
+    from vlm_plugin.tools.trainer import Trainer, whole
+
+_TRAINERS: dict[str, type[Trainer]] = {"attngan": AttnGAN, "dfgan": DFGAN}
 
 
 def export(run: Path, file: Path) -> None:
-    """Write what `Trainer.load_start` reads, from a run's last checkpoint."""
-    options = json.loads((run / "options.json").read_text(encoding="utf-8"))
-    checkpoint = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    """Write what `Trainer.load_start` reads, from a run's last checkpoint.
+
+    Args:
+        run: the run's folder.
+        file: a new file, or one that this wrote for the same baseline.
+
+    Raises:
+        OSError, ValueError: no run, or a file of another kind; the message names it.
+    """
+    if not (run / "options.json").is_file():
+        raise FileNotFoundError(f"{run}: expected a run's folder with options.json")
+    with whole(run / "options.json"):
+        options = json.loads((run / "options.json").read_text(encoding="utf-8"))
+        build = _TRAINERS[options["baseline"]]
+    saved = build.read(run)
+    _check_replaceable(file, build)
+    checkpoint = read_file(run / "checkpoint.pt", "checkpoint")
     data = Path(options["data"]) if options["data"] else None
     matcher = load_matcher(options["vlm"] or options["text_encoder"], data)
     settings = options["settings"]
-    trainer = _TRAINERS[options["baseline"]](EasyDict(settings), matcher, torch.device("cpu"), torch.float32)
+    trainer = build(EasyDict(settings), matcher, torch.device("cpu"), torch.float32)
     trainer.load_state(checkpoint["trainer"])
     notes = {name: options[name] for name in ("seed", "settings", "matcher", "text_fingerprint")}
     notes |= {"steps": checkpoint["step"], "with_vlm": bool(options["vlm"])}
-    trainer.save_start(file, notes | {"trained_with": sorted(trainer.read(run).trained_with)})
+    trainer.save_start(file, notes | {"trained_with": sorted(saved.trained_with)})
+
+
+def _check_replaceable(file: Path, build: type[Trainer]) -> None:
+    """Refuse a file that cannot be written, or that would be lost."""
+    if file.exists():
+        try:
+            read_checkpoint(file, f"vlm_plugin.{build.name}", 1)
+        except (OSError, ValueError) as error:
+            what = f"expected a new file, or a packaged generator of {build.name}"
+            raise ValueError(f"{file}: {what}, got something else ({error}): name another one") from None
+    training.check_writable(file)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python baselines/export.py RUN FILE")
-    export(Path(sys.argv[1]), Path(sys.argv[2]))
+    try:
+        export(Path(sys.argv[1]), Path(sys.argv[2]))
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"export: {error}")

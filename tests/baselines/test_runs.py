@@ -1094,7 +1094,8 @@ for script, *words in {scripts!r}:
 def test_the_scripts_run_from_any_folder(tmp_path: Path) -> None:
     folder = tiny.ROOT / "baselines"
     scripts = [[str(folder / name / "main.py"), "--data", "nowhere"] for name in BASELINES] + [
-        [str(folder / "export.py")]
+        [str(folder / "export.py")],
+        [str(folder / "export.py"), "nowhere", "start.pt"],
     ]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", SCRIPTS.format(scripts=scripts)]
@@ -1102,6 +1103,7 @@ def test_the_scripts_run_from_any_folder(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [
         *(f"{name}: nowhere: expected a data folder, found no such folder" for name in BASELINES),
         "usage: python baselines/export.py RUN FILE",
+        "export: nowhere: expected a run's folder with options.json",
     ], done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -1128,6 +1130,7 @@ runpy.run_path({script!r}, run_name="__main__")
         ("dfgan/main.py", "dfgan", "torch"),
         ("dfgan/main.py", "dfgan", "yaml"),
         ("dfgan/main.py", "dfgan", "torchmetrics"),
+        ("export.py", "export", "torch"),
     ],
 )
 def test_without_its_packages_a_script_says_what_to_install(
@@ -1140,6 +1143,28 @@ def test_without_its_packages_a_script_says_what_to_install(
     assert done.returncode == 1
     advice = 'in the repository: pip install ".[train]"'
     assert done.stderr == f"{name}: No module named '{missing}' in the environment {sys.prefix}: {advice}\n"
+
+
+@pytest.mark.parametrize("kind", ["matcher", "baseline", "text", "folder"])
+def test_an_export_replaces_nothing_of_another_kind(kind: str, name: str, finished: Finished, tmp_path: Path) -> None:
+    file = tmp_path / "keep.pt"
+    if kind == "matcher":
+        shutil.copy(tiny.matcher(), file)
+    elif kind == "baseline":
+        (other,) = set(BASELINES) - {name}
+        shutil.copy(folder_of(other) / "assets" / "birds.pt", file)
+    elif kind == "text":
+        file.write_text("my notes", encoding="utf-8")
+    else:
+        file.mkdir()
+    before = None if kind == "folder" else file.read_bytes()
+    what = f"expected a new file, or a packaged generator of {BASELINES[name].trainer.name}, got something else"
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{file}: {what}')}"):
+        export(finished.folder, file)
+    assert kind == "folder" or file.read_bytes() == before
+    # What it wrote itself, it writes again.
+    export(finished.folder, tmp_path / "start.pt")
+    export(finished.folder, tmp_path / "start.pt")
 
 
 @pytest.mark.parametrize("exported", [True, False])
