@@ -18,6 +18,7 @@ with explain_missing("export"):
     from baselines.dfgan.trainer import DFGAN
     from vlm_plugin.model import read_checkpoint, read_file
     from vlm_plugin.tools import training
+    from vlm_plugin.tools.command_line import escape_unprintable
     from vlm_plugin.tools.matchers import load_matcher
     from vlm_plugin.tools.trainer import Trainer, whole
 
@@ -66,6 +67,7 @@ def _check_replaceable(file: Path, build: type[Trainer]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python baselines/export.py RUN FILE")
+    escape_unprintable()
     try:
         export(Path(sys.argv[1]), Path(sys.argv[2]))
     except (ValueError, TypeError, OSError) as error:

@@ -6,6 +6,7 @@ What concerns the run loop alone, such as refused arguments, runs with one basel
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import pickle
@@ -36,6 +37,7 @@ from vlm_plugin.data import open_split
 from vlm_plugin.finite import not_finite
 from vlm_plugin.model import fingerprint
 from vlm_plugin.tools import examination, gan, show, training
+from vlm_plugin.tools.cli import main
 from vlm_plugin.tools.drawing import Painter, to_bytes
 from vlm_plugin.tools.evaluate import find_networks
 from vlm_plugin.tools.judge import Judge
@@ -607,6 +609,52 @@ def test_a_run_resumes_from_another_folder(tmp_path: Path, monkeypatch: pytest.M
 # ---------------------------------------------------------------------------------------------------------------------
 # What is refused
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("when", ["drawing the first birds", "the table at the end"])
+def test_ctrl_c_outside_of_the_steps_is_one_line(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(*(gan, "make_birds") if when == "drawing the first birds" else (gan.Show, "finish"), interrupt)
+    cfg = tiny.config(tmp_path / "tiny.yml", steps=0)
+    with pytest.raises(SystemExit) as stop:
+        run("--cfg", cfg) if when == "drawing the first birds" else plain(tmp_path / "runs", cfg)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "dfgan: interrupted"
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("ascii", "V\xf6gel"), ("utf-8", os.fsdecode(b"V\xf6gel"))])
+def test_a_terminal_without_a_sign_of_the_table_loses_no_result(
+    encoding: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    data = shutil.copytree(tiny.birds(), tmp_path / name / "data")
+    folder = plain(tmp_path / name, tiny.config(tmp_path / "tiny.yml", steps=1), "--data", data)
+    terminal.flush()
+    assert results_of(folder)["rows"]
+    assert (folder / "report.html").is_file()
+    assert (rb"V\xf6gel" if encoding == "ascii" else rb"V\udcf6gel") in terminal.buffer.getvalue()
+    # The same of the command that evaluates it again, under a name of its own.
+    folder = folder.rename(tmp_path / name / name)
+    assert main(["evaluate", str(folder), "--count", "4", "--device", "cpu"]) == 0
+    assert results_of(folder)["rows"][-1]["name"] == name
+
+
+def test_every_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    names = ("cfg", "data", "out", "resume", "generator", "vlm", "text_encoder")
+    words = [f"--{name.replace('_', '-')}=~/{name}" for name in names]
+    found = vars(gan.parser("dfgan").parse_args([*words, "--sample=~/captions.txt"]))
+    assert {name: str(found[name]) for name in names} == {name: str(tmp_path / name) for name in names}
+    assert found["sample"] == [str(tmp_path / "captions.txt")]
+    assert gan.parser("dfgan").parse_args(["--vlm"]).vlm == PACKAGED
 
 
 def refused(*words: object, name: str = "dfgan") -> str:

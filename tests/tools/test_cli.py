@@ -14,8 +14,8 @@ import torch
 
 from vlm_plugin import VLM, ConvEncoder, __version__
 from vlm_plugin.data import make_birds, open_split
-from vlm_plugin.tools import judge, pretrain, score
-from vlm_plugin.tools.cli import COMMANDS, main
+from vlm_plugin.tools import data, judge, pretrain, score
+from vlm_plugin.tools.cli import COMMANDS, main, parser
 from vlm_plugin.tools.judge import Judge
 
 
@@ -87,6 +87,42 @@ def test_without_memory_one_line_says_what_to_do(
     monkeypatch.setattr(score, "run", full)
     words = ("score", "--vlm", "x", "--images", "y", "--captions", "z")
     assert "score: CUDA out of memory. Try a smaller --batch" in one_line(capsys, *words)
+
+
+def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "make_birds", interrupt)
+    assert run("data", "synthetic", "x") == 130
+    assert capsys.readouterr().err == "vlm-plugin data: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pretrain", "--data=~/a", "--out=~/b", "--damsm=~/c", "--image-weights=~/d"),
+        ("judge", "--data=~/a", "--out=~/b"),
+        ("data", "synthetic", "~/a"),
+        ("data", "check", "~/a", "--out=~/b"),
+        ("evaluate", "~/a", "--data=~/b", "--out=~/c", "--evaluator=~/d", "--inception=~/e", "--text-encoder=~/f"),
+        ("report", "~/a", "~/b", "--out=~/c"),
+        ("score", "--vlm=~/a", "--images=~/b", "--captions=~/c", "--out=~/d"),
+        ("run-legacy", "~/a"),
+        ("patch", "~/a"),
+    ],
+)
+def test_every_path_may_begin_at_home(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    given = vars(parser().parse_args(words)).values()
+    paths = {str(path) for value in given for path in (value if isinstance(value, list) else [value])}
+    assert {str(tmp_path / word[-1]) for word in words if "~" in word} <= paths
+
+
+def test_names_that_are_no_paths_stay() -> None:
+    words = ("pretrain", "--data", "x", "--out", "y", "--image-weights", "imagenet")
+    assert parser().parse_args(words).image_weights == "imagenet"
 
 
 def test_bad_input_is_one_line_that_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

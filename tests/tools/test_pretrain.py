@@ -458,14 +458,14 @@ def test_a_run_says_that_part_of_the_split_chooses_its_epoch(
     assert said in capsys.readouterr().out
 
 
-def break_in_epoch(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def break_in_epoch(number: int, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] = RuntimeError) -> None:
     """The evaluation that ends this epoch fails; the ones before it work."""
     original, calls = Evaluator.__call__, []
 
     def evaluate(self: Evaluator, vlm: VLM) -> dict[str, float]:
         calls.append(None)
         if len(calls) == number:
-            raise RuntimeError("interrupted")
+            raise error("interrupted")
         return original(self, vlm)
 
     monkeypatch.setattr(Evaluator, "__call__", evaluate)
@@ -637,6 +637,33 @@ def test_the_data_may_be_called_something_else_when_a_run_goes_on(
     monkeypatch.chdir(renamed)
     pretrain(".", out, **options)
     assert capsys.readouterr().out == f"{out}: finished already\n"
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize(
+    ("epoch", "kept"),
+    [(1, "nothing is kept yet: the same command begins anew"), (2, "kept after epoch 1: the same command goes on")],
+)
+def test_ctrl_c_is_one_line_that_says_what_is_kept(
+    tmp_path: Path, epoch: int, kept: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["pretrain", "--data", tiny.birds(), "--out", tmp_path / "a.vlm.pt", "--epochs", 2, "--batch", 13]
+    words = [str(word) for word in (*words, "--embed-dim", 8, "--image-size", 16, "--device", "cpu")]
+    with monkeypatch.context() as patch:
+        break_in_epoch(epoch, patch, KeyboardInterrupt)
+        assert main(words) == 130
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].endswith(f"vlm-plugin pretrain: interrupted; {kept}")
+    assert "Traceback" not in error
+    assert main(words) == 0
+    assert ("resuming after epoch 1 of 2" in capsys.readouterr().out) == (epoch == 2)
+    monkeypatch.setattr(module.training, "open_records", interrupt)
+    assert main(words) == 130
+    assert capsys.readouterr().err == f"vlm-plugin pretrain: interrupted; {tmp_path / 'a.vlm.pt'} stays as it is\n"
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.usefixtures("narrow")

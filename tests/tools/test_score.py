@@ -21,6 +21,7 @@ from vlm_plugin.data.birds import draw_bird, plan_birds, read_caption, swap_capt
 from vlm_plugin.matching import context_cosines, global_scores, local_scores
 from vlm_plugin.metrics import mean_and_spread
 from vlm_plugin.tools import score as module
+from vlm_plugin.tools.cli import main
 from vlm_plugin.tools.score import (
     COLUMNS,
     Row,
@@ -571,10 +572,11 @@ def test_a_terminal_without_emoji(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "c.txt").write_text("a 🐦 bird", encoding="utf-8")
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii", write_through=True))
-    command(
+    words = [
         "--vlm", tiny.matcher(), "--images", folder, "--captions", tmp_path / "c.txt", "--out", tmp_path / "s.csv",
         "--device", "cpu",
-    )  # fmt: skip
+    ]  # fmt: skip
+    assert main(["score", *map(str, words)]) == 0
     assert b"a \\U0001f426 bird" in printed.getvalue()
     assert read_table(tmp_path / "s.csv")[0]["caption"] == "a 🐦 bird"
 

@@ -475,6 +475,12 @@ def test_failed_json_leaves_the_old_file(tmp_path: Path) -> None:
     assert json.loads(path.read_text(encoding="utf-8")) == {"name": "ä", "list": [1, None]}
 
 
+def test_json_of_a_name_that_is_no_utf8_can_be_read_by_anyone(tmp_path: Path) -> None:
+    path, content = tmp_path / "options.json", {"data": os.fsdecode(b"caf\xe9"), "out": "caf\xe9"}
+    training.write_json(content, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == content
+
+
 def test_run_folders_are_numbered(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     assert training.new_run_folder(root, "a").name == "00000-a"

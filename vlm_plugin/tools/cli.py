@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from vlm_plugin import __version__
+from vlm_plugin.tools.command_line import escape_unprintable
 
 # Name -> module of vlm_plugin.tools, and what it does.
 COMMANDS = {
@@ -58,21 +60,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; what the user got wrong is one line on stderr and exit status 2."""
-    arguments = parser().parse_args(argv)
+    """Run a command; what the user got wrong is one line on stderr and exit status 2, Ctrl-C one and 130."""
+    escape_unprintable()
+    name = "vlm-plugin"
     try:
+        arguments = parser().parse_args(argv)
+        name = f"vlm-plugin {arguments.command}"
         _check_one_process(arguments.command)
         return arguments.run(arguments) or 0
+    except KeyboardInterrupt as error:
+        # A command may say what it has kept.
+        print(f"{name}: interrupted{f'; {error}' if error.args else ''}", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"vlm-plugin {arguments.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         # By its name: not every command loads torch.
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        print(
-            f"vlm-plugin {arguments.command}: {error} Try a smaller --batch, or a CPU (--device cpu)", file=sys.stderr
-        )
+        print(f"{name}: {error} Try a smaller --batch, or a CPU (--device cpu)", file=sys.stderr)
         return 2
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlm_plugin.data import open_split
 from vlm_plugin.data.birds import SPLITS, BirdTruth, contact_sheet, make_birds
+from vlm_plugin.tools.command_line import user_path
 from vlm_plugin.tools.data_check import check, draw_sheet, render
 
 _SHEET_PICTURES, _SHEET_COLUMNS = 24, 6
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlm-plugin data`."""
     kinds = parser.add_subparsers(dest="kind", required=True)
     birds = kinds.add_parser("synthetic", help="draw birds with captions whose truth is known, in the CUB layout")
-    birds.add_argument("directory")
+    birds.add_argument("directory", type=user_path)
     birds.add_argument("--train", type=int, default=2500, help="pictures of the train split")
     birds.add_argument("--validation", type=int, default=500)
     birds.add_argument("--test", type=int, default=500)
@@ -64,9 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checked = kinds.add_parser(
         "check", help="look at every picture and caption of a data folder; exit status 1 if any is bad"
     )
-    checked.add_argument("directory")
+    checked.add_argument("directory", type=user_path)
     checked.add_argument(
-        "--out", help="contact sheet to write (default: data-check-NAME.png in this folder; inside the data, beside it)"
+        "--out",
+        type=user_path,
+        help="contact sheet to write (default: data-check-NAME.png in this folder; inside the data, beside it)",
     )
     checked.set_defaults(kind_run=_run_check)
 
@@ -84,7 +87,7 @@ def _run_synthetic(arguments: argparse.Namespace) -> None:
 
 def _run_check(arguments: argparse.Namespace) -> int:
     """Exit status: 1 if anything is fatal."""
-    root = Path(arguments.directory)
+    root = arguments.directory
     sheet = _sheet(root, arguments.out)
     report = check(root)
     # First of all: a sheet that cannot be written must not cost what was found.
@@ -99,13 +102,13 @@ def _run_check(arguments: argparse.Namespace) -> int:
     return int(report.fatal > 0)
 
 
-def _sheet(root: Path, out: str | None) -> Path:
+def _sheet(root: Path, out: Path | None) -> Path:
     """Where the contact sheet goes, and the list of problems beside it.
 
     Never into the data folder: a .png and a .txt of one name are a picture and its caption there.
     """
     folder = root.resolve()
-    sheet = Path(f"data-check-{folder.name}.png" if out is None else out)
+    sheet = Path(f"data-check-{folder.name}.png") if out is None else out
     inside = folder in sheet.resolve().parents
     if out is None and inside:
         return folder.parent / sheet

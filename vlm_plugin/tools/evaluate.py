@@ -17,6 +17,7 @@ from vlm_plugin.data import Records, find_layout, find_truth, make_birds
 from vlm_plugin.features import Features
 from vlm_plugin.model import VLM
 from vlm_plugin.tools import training
+from vlm_plugin.tools.command_line import name_or_path, user_path
 from vlm_plugin.tools.drawing import Painter
 from vlm_plugin.tools.evaluation import Inception, Named
 from vlm_plugin.tools.examination import (
@@ -240,18 +241,24 @@ def _written(batches: Iterable[Tensor], folder: Path, captions: Sequence[str]) -
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlm-plugin evaluate`."""
     add = parser.add_argument
-    add("source", metavar="RUN_OR_CHECKPOINT", help="a run's folder, a packaged start or a published checkpoint")
-    add("--data", help="folder of captioned pictures (default: the run's own, else the synthetic birds)")
-    add("--out", help="folder for the results (default: the run's own)")
+    source_help = "a run's folder, a packaged start or a published checkpoint"
+    add("source", type=user_path, metavar="RUN_OR_CHECKPOINT", help=source_help)
+    add(
+        "--data", type=user_path, help="folder of captioned pictures (default: the run's own, else the synthetic birds)"
+    )
+    add("--out", type=user_path, help="folder for the results (default: the run's own)")
     add("--split", default="test")
     add("--count", type=int, help="captions evaluated (default: every caption of the split)")
     add("--batch", type=int, default=50, help="pictures at a time")
     add("--seed", type=int, default=0, help="draws noise, wrong captions and folds")
     add("--truncation", type=float, help="cut the noise off at plus and minus this")
     add("--no-ema", dest="averaged", action="store_false", help="use the weights as trained, not their average")
-    add("--evaluator", metavar="FILE", help="matcher that scores; one that trained the generator is marked circular")
-    add("--inception", metavar="FILE", help="Inception weights (torch-fidelity's), for FID, KID and Inception Score")
-    add("--text-encoder", metavar="FILE", help="what conditions the generator, where its file does not say")
+    evaluator_help = "matcher that scores; one that trained the generator is marked circular"
+    add("--evaluator", type=name_or_path, metavar="FILE", help=evaluator_help)
+    inception_help = "Inception weights (torch-fidelity's), for FID, KID and Inception Score"
+    add("--inception", type=user_path, metavar="FILE", help=inception_help)
+    encoder_help = "what conditions the generator, where its file does not say"
+    add("--text-encoder", type=name_or_path, metavar="FILE", help=encoder_help)
     add("--pictures", action="store_true", help="also write every picture, with captions.csv")
     add("--skip-bad", action="store_true", help="leave out pictures that cannot be read (default: as the run did)")
     add("--device", help="cuda, cuda:1, cpu")

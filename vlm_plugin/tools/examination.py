@@ -170,7 +170,9 @@ class Examination:
         Returns:
             Names of the files.
         """
-        (folder / "evaluation.md").write_text(self.table.text_table() + "\n", encoding="utf-8")
+        table = self.table.text_table() + "\n"
+        # Names of runs and pictures may be no valid UTF-8.
+        (folder / "evaluation.md").write_text(table, encoding="utf-8", errors="backslashreplace")
         training.write_json(self.table.content(manifest), folder / "evaluation.json")
         best = worst = None
         if last in self.table.scores:

@@ -22,6 +22,7 @@ from vlm_plugin.data.records import BadSampleError
 from vlm_plugin.finite import not_finite
 from vlm_plugin.model import fingerprint, read_file, write_file
 from vlm_plugin.tools import training
+from vlm_plugin.tools.command_line import escape_unprintable, name_or_path, user_path
 from vlm_plugin.tools.matchers import PACKAGED, load_matcher, marks
 from vlm_plugin.tools.sampling import read_captions, sample
 from vlm_plugin.tools.settings import origin_of_run, read_config, settings_of_run
@@ -48,19 +49,27 @@ def parser(name: str) -> argparse.ArgumentParser:
         "Without --data: synthetic birds, from the packaged start.",
     )
     add = result.add_argument
-    add("--vlm", nargs="?", const=PACKAGED, metavar="CHECKPOINT", help="add the dual loss of this matcher")
+    add(
+        "--vlm", type=name_or_path, nargs="?", const=PACKAGED, metavar="CHECKPOINT",
+        help="add the dual loss of this matcher",
+    )  # fmt: skip
     cfg_help = (
         "YAML settings, ours or the original's (default: cfg/synthetic.yml, from random weights cfg/scratch.yml, from "
         "a run's folder that run's own)"
     )
-    add("--cfg", type=Path, help=cfg_help)
-    add("--data", type=Path, help=f"folder of captioned pictures (default: synthetic birds, drawn into {BIRDS_FOLDER})")
+    add("--cfg", type=user_path, help=cfg_help)
+    add(
+        "--data",
+        type=user_path,
+        help=f"folder of captioned pictures (default: synthetic birds, drawn into {BIRDS_FOLDER})",
+    )
     # No default here: --resume refuses one that is given.
-    add("--out", type=Path, help=f"where run folders are made (default: {RUNS})")
-    add("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, from its folder")
+    add("--out", type=user_path, help=f"where run folders are made (default: {RUNS})")
+    add("--resume", type=user_path, metavar="RUN", help="go on with an interrupted run, from its folder")
     generator_help = "begin from, or draw with, a run's folder, a packaged start or a published checkpoint"
-    add("--generator", type=Path, metavar="RUN_OR_FILE", help=generator_help)
-    add("--sample", nargs="+", metavar="CAPTION_OR_FILE", help="draw these captions (a file: one a line); no training")
+    add("--generator", type=user_path, metavar="RUN_OR_FILE", help=generator_help)
+    sample_help = "draw these captions (a file: one a line); no training"
+    add("--sample", type=name_or_path, nargs="+", metavar="CAPTION_OR_FILE", help=sample_help)
     length = result.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_count, help="generator updates")
     length.add_argument("--epochs", type=_count, help="passes over the train split")
@@ -68,7 +77,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--seed", type=_count, help="decides initial weights, order and noise (default: 0)")
     add("--device", help="cuda, cuda:1, cpu (default: the GPU where there is one)")
     encoder_help = "plain runs and --sample: the matcher or DAMSM text encoder that conditions the generator"
-    add("--text-encoder", metavar="FILE", help=encoder_help)
+    add("--text-encoder", type=name_or_path, metavar="FILE", help=encoder_help)
     add("--from-scratch", action="store_true", help="do not start from the packaged generator")
     add("--skip-bad", action="store_true", help="leave out pictures that cannot be used, and list them in skipped.txt")
     return result
@@ -128,12 +137,16 @@ def run(
     Returns:
         The run's folder.
     """
+    escape_unprintable()
     arguments = parser(name).parse_args(argv)
     try:
         if arguments.sample is not None:
             return _sample(folder, build, arguments)
-        with contextlib.ExitStack() as only:
+with contextlib.ExitStack() as only:
             return _run(name, folder, build, arguments, loss or dual_loss, only)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except BadSampleError as error:
         sys.exit(f"{name}: {error} (--skip-bad leaves out what cannot be used)")
     except (ValueError, TypeError, OSError) as error:

@@ -18,6 +18,7 @@ from vlm_plugin.data import BirdTruth, CaptionedImages, Record, collate, find_tr
 from vlm_plugin.data.birds import ATTRIBUTES, said_by
 from vlm_plugin.model import ASSETS, read_checkpoint, write_file
 from vlm_plugin.tools import training
+from vlm_plugin.tools.command_line import user_path
 
 _FORMAT = "vlm_plugin.Judge"
 PACKAGED = ASSETS / "birds.judge.pt"
@@ -198,8 +199,10 @@ def held_out_accuracy(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlm-plugin judge`."""
-    parser.add_argument("--data", required=True, help="folder of synthetic birds, made with a seed of its own")
-    parser.add_argument("--out", required=True, help="file to write")
+    parser.add_argument(
+        "--data", type=user_path, required=True, help="folder of synthetic birds, made with a seed of its own"
+    )
+    parser.add_argument("--out", type=user_path, required=True, help="file to write")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)

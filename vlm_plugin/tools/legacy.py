@@ -35,6 +35,8 @@ import torch.utils.model_zoo
 import torchvision
 from PIL import ImageFont
 
+from vlm_plugin.tools.command_line import user_path
+
 # What the originals import beside this package's own requirements, and what pip calls it.
 PACKAGES = {
     "dateutil": "python-dateutil",
@@ -237,7 +239,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "The script runs in HOST/code. Without a GPU its calls for one do nothing; on a machine that has one, "
         "CUDA_VISIBLE_DEVICES= hides it."
     )
-    parser.add_argument("host", help="clone of an original repository")
+    parser.add_argument("host", type=user_path, help="clone of an original repository")
     parser.add_argument("words", metavar="-- script ...", nargs=argparse.REMAINDER, help="script and its arguments")
 
 

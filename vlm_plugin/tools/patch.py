@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from vlm_plugin.tools.command_line import user_path
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel has the patches inside the package, a checkout beside it.
 PATCHES = next((p for p in (_PACKAGE / "patches", _PACKAGE.parent / "patches") if p.is_dir()), _PACKAGE / "patches")
@@ -264,7 +266,7 @@ def patch_host(host: Path, *, check: bool = False, revert: bool = False) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `vlm-plugin patch`."""
-    parser.add_argument("host", metavar="HOST_DIR", type=Path, help="clone of taoxugit/AttnGAN or tobran/DF-GAN")
+    parser.add_argument("host", metavar="HOST_DIR", type=user_path, help="clone of taoxugit/AttnGAN or tobran/DF-GAN")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="say whether it applies or is applied, and touch nothing")
     mode.add_argument("--revert", action="store_true", help="take the lines out again")

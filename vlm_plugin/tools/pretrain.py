@@ -32,6 +32,7 @@ from vlm_plugin.matching import contrastive_loss, global_scores, local_scores, m
 from vlm_plugin.model import VLM, fingerprint, read_file, write_file
 from vlm_plugin.scorer import MatchingScoreBlock
 from vlm_plugin.tools import training
+from vlm_plugin.tools.command_line import name_or_path, user_path
 from vlm_plugin.tools.matchers import damsm_pair
 from vlm_plugin.vocabulary import Vocabulary
 
@@ -450,7 +451,7 @@ def pretrain(
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"out: expected a file to write, got the folder {out}")
-    state_file = out.with_name(out.name + ".state")
+    state_file = _state_file(out)
     place = training.choose_device(device)
     dtype = training.choose_precision(place, precision)
 
@@ -577,6 +578,10 @@ def pretrain(
     return finished
 
 
+def _state_file(out: Path) -> Path:
+    return out.with_name(out.name + ".state")
+
+
 def _is_finished(out: Path, settings: dict, pictures: str) -> bool:
     """Whether `out` is what these settings give, or what they gave before the first state was kept.
 
@@ -693,14 +698,19 @@ def _difference(old: dict, new: dict) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlm-plugin pretrain`."""
-    parser.add_argument("--data", required=True, help="folder of captioned pictures")
-    parser.add_argument("--out", required=True, help="file to write; the same command resumes after a kill")
+    parser.add_argument("--data", type=user_path, required=True, help="folder of captioned pictures")
+    parser.add_argument(
+        "--out", type=user_path, required=True, help="file to write; the same command resumes after a kill"
+    )
     # Not given is something else than given as conv: with --damsm the files decide.
     parser.add_argument(
         "--encoder", choices=sorted(DEFAULTS), default=argparse.SUPPRESS, help="image encoder (default: conv)"
     )
     parser.add_argument(
-        "--damsm", metavar="TEXT_ENCODER", help="start from this published DAMSM text encoder and its image encoder"
+        "--damsm",
+        type=user_path,
+        metavar="TEXT_ENCODER",
+        help="start from this published DAMSM text encoder and its image encoder",
     )
     parser.add_argument("--freeze-encoders", action="store_true", help="with --damsm, train nothing but the scorer")
     parser.add_argument("--epochs", type=int, default=30)
@@ -708,7 +718,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embed-dim", type=int, help="common dimension (inception: 256, others: 128)")
     parser.add_argument("--image-size", type=int, help="pixels (inception: 256, others: 64)")
     parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--image-weights", help='"imagenet" (torchvision\'s cached file) or a file, for inception')
+    parser.add_argument(
+        "--image-weights", type=name_or_path, help='"imagenet" (torchvision\'s cached file) or a file, for inception'
+    )
     parser.add_argument("--half", action="store_true", help="store the weights as float16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be used, and list them")
@@ -723,3 +735,13 @@ def run(arguments: argparse.Namespace) -> None:
         pretrain(options.pop("data"), options.pop("out"), **options)
     except BadSampleError as error:
         raise ValueError(f"{error} (--skip-bad leaves out what cannot be used)") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_kept(arguments.out)) from None
+
+
+def _kept(out: Path) -> str:
+    """What an interrupted run has left."""
+    if (state_file := _state_file(out)).is_file():
+        epoch = read_file(state_file, "state of an unfinished run")["epoch"]
+        return f"kept after epoch {epoch}: the same command goes on"
+    return f"{out} stays as it is" if out.is_file() else "nothing is kept yet: the same command begins anew"

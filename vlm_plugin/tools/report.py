@@ -22,6 +22,7 @@ from vlm_plugin.loss import TERMS
 from vlm_plugin.model import read_file
 from vlm_plugin.tools import manifest
 from vlm_plugin.tools.charts import Curve, chart, swatch
+from vlm_plugin.tools.command_line import user_path
 from vlm_plugin.tools.page import Html, element, join, page, picture, scroller
 from vlm_plugin.tools.training import Log, check_writable
 
@@ -90,7 +91,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     check_writable(out)
     text = render(read)
     unfinished = out.with_name(out.name + ".part")
-    unfinished.write_text(text, encoding="utf-8", newline="\n")
+    # Names of runs and pictures may be no valid UTF-8.
+    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     os.replace(unfinished, out)
     return out
 
@@ -706,10 +708,13 @@ def _count(value: object) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlm-plugin report`."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, evaluated; several are compared")
+    parser.add_argument(
+        "runs", type=user_path, nargs="+", metavar="RUN", help="a run's folder, evaluated; several are compared"
+    )
     # argparse would append its "(default: None)".
     parser.add_argument(
         "--out",
+        type=user_path,
         default=argparse.SUPPRESS,
         help="file to write (default: report.html in the run's folder; with several runs in the current one)",
     )
@@ -717,6 +722,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `vlm-plugin report`."""
-    runs = [Path(folder) for folder in arguments.runs]
+    runs = arguments.runs
     default = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
-    print(f"wrote {write_report(runs, Path(getattr(arguments, 'out', default)))}")
+    print(f"wrote {write_report(runs, getattr(arguments, 'out', default))}")

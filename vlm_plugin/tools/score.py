@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from vlm_plugin.matching import context_cosines, global_scores, local_scores
 from vlm_plugin.metrics import mean_and_spread
 from vlm_plugin.model import VLM
 from vlm_plugin.tools import training
+from vlm_plugin.tools.command_line import name_or_path, user_path
 from vlm_plugin.tools.matchers import load_matcher
 from vlm_plugin.tools.pretrain import GAMMA1, GAMMA2
 
@@ -390,27 +390,31 @@ def _shortened(row: Row) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlm-plugin score`."""
-    parser.add_argument("--vlm", required=True, metavar="FILE", help="matcher; take one that trained no generator here")
-    parser.add_argument("--images", required=True, metavar="DIR", help="folder of pictures, subfolders included")
+    vlm_help = "matcher; take one that trained no generator here"
+    parser.add_argument("--vlm", type=name_or_path, required=True, metavar="FILE", help=vlm_help)
+    parser.add_argument(
+        "--images", type=user_path, required=True, metavar="DIR", help="folder of pictures, with subfolders"
+    )
     parser.add_argument(
         "--captions",
+        type=user_path,
         required=True,
         metavar="FILE",
         help=".csv, .tsv, .jsonl (file_name, caption), .json ({file_name: caption}), else one a line in natural order",
     )
-    parser.add_argument("--out", default="scores.csv", help="file to write, best picture first")
+    parser.add_argument("--out", type=user_path, default="scores.csv", help="file to write, best picture first")
     parser.add_argument("--batch", type=int, default=32, help="pictures at a time")
     parser.add_argument("--device", help="cuda, cuda:1, cpu")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `vlm-plugin score`."""
-    out = Path(arguments.out)
+    out = arguments.out
     if out.is_dir():
         raise ValueError(f"out: expected a file to write, got the folder {out}")
-    if Path(arguments.images).resolve() in out.resolve().parents:
+    if arguments.images.resolve() in out.resolve().parents:
         raise ValueError(f"out: expected a file outside of the pictures' folder {arguments.images}, got {out}")
-    if out.resolve() == Path(arguments.captions).resolve():
+    if out.resolve() == arguments.captions.resolve():
         raise ValueError(f"out: expected another file than the captions, got {out}")
     place = training.choose_device(arguments.device)
     captions = read_captions(arguments.captions, arguments.images)
@@ -418,7 +422,4 @@ def run(arguments: argparse.Namespace) -> None:
     training.check_writable(out)
     rows = score(vlm, arguments.images, captions, batch=arguments.batch)
     write_scores(rows, out)
-    text = f"{describe(rows)}\nmatcher {vlm.fingerprint} ({arguments.vlm})\nwrote {out}, best first"
-    # A terminal of another encoding than UTF-8 has no emoji.
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
+    print(f"{describe(rows)}\nmatcher {vlm.fingerprint} ({arguments.vlm})\nwrote {out}, best first")
