@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import pickle
 import shutil
 import struct
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,7 +133,7 @@ def test_from_inside_the_folder_nothing_is_written_into_it_either(
     assert main(["data", "check", "." if here == "pairs" else ".."]) == 0
     assert snapshot(root) == before
     out = capsys.readouterr().out
-    for file in (tmp_path / "data-check-pairs.png", tmp_path / "data-check-pairs.txt"):
+    for file in (tmp_path / "data-check-pairs.png", tmp_path / "data-check-pairs.png.txt"):
         assert file.is_file()
         assert f": {file}\n" in out
 
@@ -371,7 +374,7 @@ def test_exit_statuses(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         return main(["data", "check", str(clean), "--out", str(tmp_path / "sheet.png")])
 
     assert run() == 0
-    assert not (tmp_path / "sheet.txt").exists()
+    assert not (tmp_path / "sheet.png.txt").exists()
     picture(clean / "train" / "a.png", mode="P")
     assert run() == 0  # a note alone
     assert "note: palette (1)" in capsys.readouterr().out
@@ -406,7 +409,7 @@ def test_a_sheet_that_cannot_be_written_loses_no_finding(
     assert "FATAL: unreadable pictures (1)\n  train/a.png: expected a picture" in out
     assert "1 fatal problems, 0 notes" in out
     assert str(sheet) in err
-    assert "train/a.png" in (tmp_path / "sheet.txt").read_text(encoding="utf-8")
+    assert "train/a.png" in (tmp_path / "sheet.png.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("words", [["nowhere"], ["empty"], ["clean", "--out", "sheet.jpg"]])
@@ -434,6 +437,37 @@ def test_ten_of_a_kind_are_printed_and_all_are_listed(
     assert "train/09.png" in out
     assert "train/10.png" not in out
     assert "  and 3 more\n" in out
-    listing = (tmp_path / "out.txt").read_text(encoding="utf-8")
+    listing = (tmp_path / "out.png.txt").read_text(encoding="utf-8")
     assert all(f"train/{name}: expected a picture" in listing for name, _ in rows)
     assert "more\n" not in listing
+
+
+def test_the_list_of_problems_replaces_no_file_that_nobody_named(clean: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "overview.txt"
+    mine.write_text("my notes", encoding="utf-8")
+    (clean / "train" / "a.png").write_bytes(b"")
+    assert main(["data", "check", str(clean), "--out", str(tmp_path / "overview.png")]) == 1
+    assert mine.read_text(encoding="utf-8") == "my notes"
+    assert "train/a.png" in (tmp_path / "overview.png.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_an_encoding_without_a_name_of_the_data_loses_no_finding(
+    encoding: str, clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As Python names a file whose bytes are no UTF-8, b"caf\xe9.png".
+    name = os.fsdecode(b"caf\xe9.png") if encoding == "utf-8" else "caf\xe9.png"
+    for path in (clean / "train").iterdir():
+        path.unlink()
+    picture(clean / "train" / name, seed=0).with_suffix(".txt").write_text("a dog\n")
+    for broken in ("b", "c"):
+        (clean / "train" / f"{broken}{name}").write_bytes(b"")
+        (clean / "train" / f"{broken}{name}").with_suffix(".txt").write_text("a dog\n")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["data", "check", str(clean), "--out", str(tmp_path / "sheet.png")]) == 1
+    terminal.flush()
+    escaped = r"caf\udce9.png" if encoding == "utf-8" else r"caf\xe9.png"
+    assert f"train/b{escaped}" in terminal.buffer.getvalue().decode("ascii")
+    assert (tmp_path / "sheet.png").is_file()
+    assert "train/bcaf" in (tmp_path / "sheet.png.txt").read_text(encoding="utf-8")

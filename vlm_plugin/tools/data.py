@@ -69,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checked.add_argument(
         "--out",
         type=user_path,
-        help="contact sheet to write (default: data-check-NAME.png in this folder; inside the data, beside it)",
+        help="contact sheet to write, and with .txt behind its name the list of problems (default: data-check-NAME.png "
+        "in this folder; inside the data, beside it)",
     )
     checked.set_defaults(kind_run=_run_check)
 
@@ -93,7 +94,8 @@ def _run_check(arguments: argparse.Namespace) -> int:
     # First of all: a sheet that cannot be written must not cost what was found.
     print(render(report))
     if report.findings:
-        listing = sheet.with_suffix(".txt")
+        # Its name holds all of the one that the user gave: whoever has an overview.txt did not name that.
+        listing = sheet.with_name(f"{sheet.name}.txt")
         listing.write_text(render(report, most=None) + "\n", encoding="utf-8", errors="replace")
         print(f"every problem: {listing}")
     if report.shown:
@@ -105,7 +107,7 @@ def _run_check(arguments: argparse.Namespace) -> int:
 def _sheet(root: Path, out: Path | None) -> Path:
     """Where the contact sheet goes, and the list of problems beside it.
 
-    Never into the data folder: a .png and a .txt of one name are a picture and its caption there.
+    Never into the data folder: a .png is a picture there, and a .txt holds captions.
     """
     folder = root.resolve()
     sheet = Path(f"data-check-{folder.name}.png") if out is None else out

@@ -142,7 +142,7 @@ def run(
     try:
         if arguments.sample is not None:
             return _sample(folder, build, arguments)
-with contextlib.ExitStack() as only:
+        with contextlib.ExitStack() as only:
             return _run(name, folder, build, arguments, loss or dual_loss, only)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
