@@ -362,6 +362,13 @@ def test_birds_are_drawn_for_the_packaged_text_encoder_alone(tmp_path: Path, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_what_every_baseline_says_is_said_once(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^{run}/checkpoint.pt: this is a run's checkpoint: name its folder, {run}$"):
+        evaluate(run / "checkpoint.pt")
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: expected a run's folder with options.json$"):
+        evaluate(tmp_path)
+
+
 def test_what_is_no_generator_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing there"):
         evaluate(tmp_path / "nowhere")

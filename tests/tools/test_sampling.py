@@ -520,6 +520,10 @@ def test_sources_that_are_refused(sources: dict[str, Source], tmp_path: Path, pa
     for source, message in (
         (sources[other].folder, rf"expected a run of {kind}, got one of {other}$"),
         (tmp_path, "expected a run's folder with options.json$"),
+        (
+            sources[kind].folder / "checkpoint.pt",
+            f"this is a run's checkpoint: name its folder, {sources[kind].folder}$",
+        ),
         (tmp_path / "absent.pth", "no such file$"),
         (encoder_file(), rf"expected a vlm_plugin.{KINDS[kind].name} file, got vlm_plugin.VLM$"),
     ):

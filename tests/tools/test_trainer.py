@@ -429,6 +429,14 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, matcher: VLM, kind: str) -
 
 
 @both
+def test_the_checkpoint_of_a_run_is_read_by_its_folder(tmp_path: Path, matcher: VLM, kind: str) -> None:
+    trainer = build(kind, matcher, 2)
+    run = write_run(kind, trainer, matcher, tmp_path / "run")
+    message = rf"^{run}/checkpoint.pt: this is a run's checkpoint: name its folder, {run}$"
+    refused(trainer, matcher, run / "checkpoint.pt", ValueError, message)
+
+
+@both
 def test_folders_that_are_no_run(tmp_path: Path, matcher: VLM, kind: str) -> None:
     trainer = build(kind, matcher, 2)
     message = rf"^{tmp_path}: expected a run's folder with options.json$"

@@ -171,14 +171,17 @@ def find_networks(source: Path, averaged: bool = True) -> tuple[type[Trainer], S
     """
     if not source.exists():
         raise FileNotFoundError(f"{source}: expected a run's folder or a checkpoint, found nothing there")
-    reasons = []
+    reasons: dict[str, str] = {}
     for name in _TRAINERS:
         trainer = _trainer(name)
         try:
             return trainer, trainer.read(source, discriminators=False, averaged=averaged)
         except (ValueError, FileNotFoundError) as error:
-            reasons.append(f"{name}: {error}")
-    raise ValueError(f"{source}: expected a run's folder or a checkpoint of a baseline ({'; '.join(reasons)})")
+            reasons[name] = str(error)
+    if len(set(reasons.values())) == 1:  # it is no matter of the baseline
+        raise ValueError(reasons[name])
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise ValueError(f"{source}: expected a run's folder or a checkpoint of a baseline ({told})")
 
 
 def painter_of(

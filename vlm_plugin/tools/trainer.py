@@ -220,6 +220,9 @@ class Trainer(abc.ABC):
         content = read_file(path, f"checkpoint of {cls.name}")
         if not isinstance(content, Mapping):
             raise ValueError(f"{path}: expected a checkpoint of {cls.name}, got a {type(content).__name__}")
+        if content.keys() >= {"step", "trainer"}:
+            # Its weights alone do not say what conditioned them: that stands in options.json beside it.
+            raise ValueError(f"{path}: this is a run's checkpoint: name its folder, {path.parent}")
         if "format" not in content:
             return Saved(cls.published(content, path, discriminators), False, None, None)
         content = read_checkpoint(path, f"vlm_plugin.{cls.name}", 1)
