@@ -774,7 +774,13 @@ def test_a_run_goes_on_where_its_data_and_its_matcher_have_moved(tmp_path: Path)
     cfg, out = tiny.config(tmp_path / "tiny.yml"), ("--out", tmp_path / "runs")
     folder = run("--data", data, *out, "--cfg", cfg, "--vlm", matcher, "--steps", 1)
     data, matcher = data.rename(tmp_path / "moved"), matcher.rename(tmp_path / "moved.pt")
-    assert "birds: expected a data folder, found no such folder" in refused("--resume", folder, "--steps", 2)
+    named = f"{folder}/options.json names {tmp_path}"
+    message = refused("--resume", folder, "--steps", 2)
+    assert "birds: expected a data folder, found no such folder; " in message
+    assert message.endswith(f"; {named}/birds: say where it lies now with --data DIR")
+    assert refused("--resume", folder, "--data", "no").endswith("no: expected a data folder, found no such folder")
+    message = refused("--resume", folder, "--data", data)
+    assert message.endswith(f"); {named}/m.pt: say where it lies now with --vlm FILE")
     assert "started with the matcher" in refused("--resume", folder, "--data", data, "--vlm", tiny.evaluator())
     run("--resume", folder, "--data", data, "--vlm", matcher, "--steps", 2)
     assert checkpoint(folder)["step"] == 2

@@ -324,6 +324,31 @@ def test_the_vocabulary_is_looked_for_where_the_data_lies_now(
     assert looked == [Path(options["data"]), tmp_path / "moved"]
 
 
+def test_a_run_says_how_to_name_what_has_moved(tmp_path: Path) -> None:
+    """A run that was copied to another machine, say."""
+    data, matcher = (
+        shutil.copytree(tiny.birds(), tmp_path / "birds"),
+        shutil.copy(tiny.matcher(), tmp_path / "m.vlm.pt"),
+    )
+    cfg = tiny.config(tmp_path / "tiny.yml", steps=1)
+    given = ("--data", data, "--text-encoder", matcher, "--out", tmp_path / "runs", "--cfg", cfg, "--device", "cpu")
+    run = gan.run("dfgan", tiny.ROOT / "baselines" / "dfgan", DFGAN, list(map(str, given)))
+    data.rename(tmp_path / "moved")
+    message = rf"^{data}: expected a data folder, found no such folder; {run}/options.json names {data}: say where it "
+    with pytest.raises(FileNotFoundError, match=message + r"lies now with --data DIR$"):
+        evaluate(run, device="cpu")
+    with pytest.raises(FileNotFoundError, match=rf"^{tmp_path}/no: expected a data folder, found no such folder$"):
+        evaluate(run, tmp_path / "no", device="cpu")
+    matcher.rename(tmp_path / "moved.vlm.pt")
+    message = rf"^{matcher}: no such file \(.*\); {run}/options.json names {matcher}: say where it lies now with "
+    with pytest.raises(FileNotFoundError, match=message + r"--text-encoder FILE$"):
+        evaluate(run, tmp_path / "moved", device="cpu")
+    with pytest.raises(FileNotFoundError, match=rf"^{tmp_path}/no.pt: no such file \([^)]*\)$"):
+        evaluate(run, tmp_path / "moved", text_encoder=str(tmp_path / "no.pt"), device="cpu")
+    again = evaluate(run, tmp_path / "moved", text_encoder=str(tmp_path / "moved.vlm.pt"), count=4, device="cpu")
+    assert result(again)["manifest"]["pictures"] == 4
+
+
 def test_pictures_in_the_order_of_their_classes(run: Path, tmp_path: Path) -> None:
     """A few captions are of pictures of the whole split, and so are the real ones that they are measured against."""
     data = tmp_path / "captioned"

@@ -455,6 +455,27 @@ def test_a_run_remembers_words_and_vocabulary(
     other = write_vocabulary(tmp_path / "other")
     draw(kind, tmp_path, "--generator", folder, "--data", other.parent)
     assert damsm.asked[1][2] == other
+    vocabulary.unlink()
+    vocabulary.parent.rmdir()
+    message = rf"found neither; {folder}/options.json names {vocabulary.parent}: say where it lies now with --data DIR$"
+    with pytest.raises(SystemExit, match=message):
+        draw(kind, tmp_path, "--generator", folder)
+
+
+@both
+def test_a_run_says_how_to_name_a_matcher_that_has_moved(
+    sources: dict[str, Source], tmp_path: Path, packaged: None, kind: str
+) -> None:
+    folder = shutil.copytree(sources[kind].folder, tmp_path / "run")
+    options = json.loads((folder / "options.json").read_text(encoding="utf-8"))
+    gone = tmp_path / "gone.vlm.pt"
+    (folder / "options.json").write_text(json.dumps({**options, "text_encoder": str(gone)}), encoding="utf-8")
+    message = (
+        rf"^{kind}: {gone}: no such file \(packaged matchers: birds.vlm.pt\); {folder}/options.json names {gone}: "
+    )
+    with pytest.raises(SystemExit, match=message + "say where it lies now with --text-encoder FILE$"):
+        draw(kind, tmp_path, "--generator", folder)
+    draw(kind, tmp_path, "--generator", folder, "--text-encoder", encoder_file())
 
 
 @both

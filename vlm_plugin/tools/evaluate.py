@@ -31,7 +31,7 @@ from vlm_plugin.tools.examination import (
 from vlm_plugin.tools.gan import BIRDS, BIRDS_FOLDER
 from vlm_plugin.tools.matchers import PACKAGED, load_matcher, marks
 from vlm_plugin.tools.pictures import to_image
-from vlm_plugin.tools.trainer import Saved, Trainer, scaled
+from vlm_plugin.tools.trainer import Saved, Trainer, may_have_moved, scaled
 
 # What the report shows of a run besides its numbers.
 _OF_TRAINING = ("log.jsonl", "options.json")
@@ -101,11 +101,14 @@ def evaluate(
                 "synthetic birds are drawn for the packaged one alone"
             )
         make_birds(BIRDS_FOLDER, **BIRDS, progress=True)
-    data = Path(data or saved.data or BIRDS_FOLDER)
+    with may_have_moved(source, {"--data DIR": None if data else saved.data}):
+        data = Path(data or saved.data or BIRDS_FOLDER)
+        find_layout(data)
     truth = find_truth(data)
     # The run's data may have moved, and with it a DAMSM encoder's vocabulary.
     own = saved.data if saved.data is not None and saved.data.is_dir() else data
-    conditioning = load_matcher(name, own, place)
+    with may_have_moved(source, {"--text-encoder FILE": None if text_encoder else name}):
+        conditioning = load_matcher(name, own, place)
     conditioning.max_words = saved.max_words or conditioning.max_words
     saved.check(conditioning, str(source))
     generator = trainer.load_generator(saved, str(source)).to(place).eval()

@@ -27,7 +27,7 @@ from vlm_plugin.tools.matchers import PACKAGED, load_matcher, marks
 from vlm_plugin.tools.sampling import read_captions, sample
 from vlm_plugin.tools.settings import origin_of_run, read_config, settings_of_run
 from vlm_plugin.tools.show import Show
-from vlm_plugin.tools.trainer import Trainer, whole
+from vlm_plugin.tools.trainer import Trainer, may_have_moved, whole
 from vlm_plugin.vocabulary import Vocabulary
 
 # What the main job draws when no data is given; the packaged files were made from more birds of the same kind.
@@ -37,6 +37,8 @@ BIRDS_FOLDER = Path("data/synthetic-birds")
 RUNS = Path("runs")
 # Captions whose words are looked up when a run begins, and the share of unknown ones that is worth no word.
 _LOOKED_AT, _FEW = 1000, 0.02
+# What beside --resume says where a run's files lie now.
+_MOVABLE = {"data": "--data DIR", "vlm": "--vlm FILE", "text_encoder": "--text-encoder FILE"}
 # A mismatched pair needs a second caption, a distance a second picture.
 _LEAST = {"steps": 0, "batch": 2, "evaluated": 2, "log_every": 1, "sample_every": 1, "checkpoint_every": 1}
 
@@ -206,14 +208,16 @@ def _run(
     data = Path(options["data"] or BIRDS_FOLDER)
     if not saved:
         training.check_outside(arguments.out or RUNS, data)
-    (records, lost), truth = training.open_records(data, "train", options["skip_bad"]), find_truth(data)
+    with may_have_moved(arguments.resume, _named(options, arguments, "data")):
+        (records, lost), truth = training.open_records(data, "train", options["skip_bad"]), find_truth(data)
     if not saved and truth is None and PACKAGED in (options["vlm"], options["text_encoder"]):
         raise ValueError(
             f"--data {data}: expected with it a matcher of its words (--vlm FILE, or --text-encoder FILE for a plain "
             "run; vlm-plugin pretrain makes one), got none, and the packaged one knows the synthetic birds' words alone"
         )
     encoder = options["vlm"] or options["text_encoder"]
-    matcher = load_matcher(encoder, data, device).requires_grad_(False)
+    with may_have_moved(arguments.resume, _named(options, arguments, "vlm", "text_encoder")):
+        matcher = load_matcher(encoder, data, device).requires_grad_(False)
     matcher.max_words = options["max_words"] or matcher.max_words
     if saved and saved.get("matcher") not in (None, matcher.fingerprint):
         raise ValueError(
@@ -398,8 +402,13 @@ def _moved(options: Mapping[str, Any], arguments: argparse.Namespace) -> dict[st
                 f"--{name.replace('_', '-')}: {arguments.resume} was begun without: its matcher is "
                 f"--{other.replace('_', '-')} {options[other]}"
             )
-    given = {name: getattr(arguments, name) for name in ("data", "vlm", "text_encoder")}
+    given = {name: getattr(arguments, name) for name in _MOVABLE}
     return {name: _in_full(path) for name, path in given.items() if path is not None}
+
+
+def _named(options: Mapping[str, Any], arguments: argparse.Namespace, *names: str) -> dict[str, str | None]:
+    """Option -> what a resumed run itself names for it, where the command line does not."""
+    return {_MOVABLE[name]: options[name] for name in names if getattr(arguments, name) is None}
 
 
 def _begun(records: Sequence[Record], show: Show) -> dict[str, Any]:

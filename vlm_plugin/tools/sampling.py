@@ -12,7 +12,7 @@ from torch import Tensor
 from vlm_plugin.tools import pictures, training
 from vlm_plugin.tools.examination import PER_CAPTION
 from vlm_plugin.tools.matchers import load_matcher
-from vlm_plugin.tools.trainer import Trainer, scaled
+from vlm_plugin.tools.trainer import Trainer, may_have_moved, scaled
 
 # Rows of the two sheets at most; every picture is also written by itself.
 _SHEET_ROWS, _ATTENTION_ROWS = 50, 8
@@ -80,7 +80,9 @@ def sample(
     name = text_encoder or saved.matcher
     if name is None:
         raise ValueError(f"--text-encoder: {source} does not say which text encoder it was trained with; name its file")
-    matcher = load_matcher(name, data or saved.data, device)
+    moved = {"--text-encoder FILE": None if text_encoder else name, "--data DIR": None if data else saved.data}
+    with may_have_moved(source, moved):
+        matcher = load_matcher(name, data or saved.data, device)
     matcher.max_words = max_words or saved.max_words or matcher.max_words
     saved.check(matcher, str(source))
     generator = trainer.load_generator(saved, str(source)).to(device).eval()

@@ -14,7 +14,7 @@ import torch
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from vlm_plugin import VLM, DualVLMLoss, Features, distributed
+from vlm_plugin import VLM, DualVLMLoss, Features, distributed, model
 from vlm_plugin.data.dataset import Batch
 from vlm_plugin.matching import unit
 from vlm_plugin.model import fingerprint, read_checkpoint, read_file, write_file
@@ -384,6 +384,31 @@ def whole(path: Path) -> Iterator[None]:
     except (LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path}: damaged, or written by another release ({reason})") from error
+
+
+@contextlib.contextmanager
+def may_have_moved(run: Path | None, named: Mapping[str, str | Path | None]) -> Iterator[None]:
+    """Say of what is missing that a run's options.json names it, and how to say where it lies now.
+
+    Args:
+        run: the run's folder; None where no run names anything.
+        named: option -> the file or folder that the run names for it; None for nothing, or for what the command line
+            names itself.
+
+    Raises:
+        FileNotFoundError: the block's, with that behind it where one of `named` is not there.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        asked = {option: path for option, path in named.items() if path not in (None, PACKAGED)}
+        # The bare name of a packaged matcher is no file of the working folder.
+        gone = [(o, path) for o, path in asked.items() if not (Path(path).exists() or (model.ASSETS / path).exists())]
+        if run is None or not gone:
+            raise
+        option, path = gone[0]
+        remedy = f"{run / 'options.json'} names {path}: say where it lies now with {option}"
+        raise FileNotFoundError(f"{error}; {remedy}") from None
 
 
 def _update(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
