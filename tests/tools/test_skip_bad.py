@@ -229,6 +229,21 @@ def test_what_an_earlier_process_left_out_stays_listed(
     assert "left out" in capsys.readouterr().out
 
 
+def test_a_picture_of_data_that_has_moved_is_listed_once(
+    data: Path, begin: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, wordless = truncate(data, "train", 17), say_nothing(data, "train", 3)
+    folder = begin("runs", "--skip-bad")
+    moved = data.rename(tmp_path / "moved")
+    expected = sorted([str(moved / bad.relative_to(data)), wordless])
+    capsys.readouterr()
+    # Those of an epoch and more, then none: the list is right either way.
+    for steps in (24, 24):
+        run("--resume", folder, "--steps", steps, "--data", moved)
+        assert lines(folder / "skipped.txt") == expected
+        assert "left out 2 unusable pictures" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_caption_without_a_known_word_ends_the_run_and_has_a_key(
     data: Path, begin: Callable[..., Path], workers: int

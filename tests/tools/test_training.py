@@ -308,6 +308,16 @@ def test_what_was_left_out_is_listed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not path.exists()
 
 
+def test_what_was_left_out_is_listed_where_it_lies_now(tmp_path: Path) -> None:
+    path = tmp_path / "skipped.txt"
+    training.LeftOut(path, keep=True).add(["/old/a.jpg", "/old/b.txt, line 2", "/older/c.jpg", "old/key", "/old"])
+    left_out = training.LeftOut(path, keep=True)
+    left_out.move(Path("/old"), Path("new/data"))
+    expected = {"new/data/a.jpg", "new/data/b.txt, line 2", "/older/c.jpg", "old/key", "/old"}
+    assert left_out.names == expected
+    assert training.LeftOut(path, keep=True).names == expected
+
+
 def test_only_rank_0_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training.LeftOut(tmp_path / "skipped.txt", keep=True).add(["a"])
     monkeypatch.setattr(training.distributed, "rank", lambda: 1)

@@ -197,7 +197,7 @@ def _run(
     if arguments.resume is not None and arguments.resume.is_dir() and distributed.rank() == 0:
         only.enter_context(training.only_process(arguments.resume))
     saved = _saved_options(name, arguments)
-    options = saved or _options(name, arguments, folder)
+    options = saved | _moved(saved, arguments) if saved else _options(name, arguments, folder)
     # A run that broke on its data may go on without what broke it.
     options["skip_bad"] = options.get("skip_bad", False) or arguments.skip_bad
     settings = EasyDict(options["settings"])
@@ -259,6 +259,8 @@ def _run(
     taught = trainer.trained_with | (marks(matcher) if vlm_loss or trainer.learns_from_matcher else frozenset())
     options["trained_with"] = options.get("trained_with") or sorted(taught)
     left_out = training.LeftOut(run_folder / "skipped.txt", keep=bool(saved))
+    if saved:
+        left_out.move(Path(saved["data"] or BIRDS_FOLDER), data)
     left_out.add(lost)
     try:
         show = Show(run_folder, data, truth, matcher, options, settings, trainer, left_out)
@@ -391,7 +393,7 @@ def _saved_options(name: str, arguments: argparse.Namespace) -> dict[str, Any] |
         options = json.loads((arguments.resume / "options.json").read_text(encoding="utf-8"))
         if options["baseline"] != name:
             raise ValueError(f"--resume {arguments.resume}: a run of {options['baseline']}")
-        return options | _moved(options, arguments)
+        return options
 
 
 def _moved(options: Mapping[str, Any], arguments: argparse.Namespace) -> dict[str, str]:

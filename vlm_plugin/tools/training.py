@@ -392,16 +392,26 @@ class LeftOut:
 
     def add(self, names: Iterable[str]) -> None:
         """Take note of more."""
-        new = set(names) - self.names
-        self.names |= new
-        if new and distributed.rank() == 0:
-            _write_text("".join(f"{name}\n" for name in sorted(self.names)), self.path)
+        if new := set(names) - self.names:
+            self.names |= new
+            self._write()
+
+    def move(self, old: Path, new: Path) -> None:
+        """List what lies in one folder as lying in another, so that a picture of moved data is listed once."""
+        names = {f"{new}{n.removeprefix(str(old))}" if n.startswith(f"{old}{os.sep}") else n for n in self.names}
+        if names != self.names:
+            self.names = names
+            self._write()
 
     def report(self) -> None:
         """Say on rank 0 how many were left out, if any."""
         if self.names and distributed.rank() == 0:
             pictures = "picture" if len(self.names) == 1 else "pictures"
             print(f"left out {len(self.names)} unusable {pictures}: see {self.path}", flush=True)
+
+    def _write(self) -> None:
+        if distributed.rank() == 0:
+            _write_text("".join(f"{name}\n" for name in sorted(self.names)), self.path)
 
 
 def _outlive_signals(_: int) -> None:
