@@ -349,6 +349,33 @@ def test_a_run_says_how_to_name_what_has_moved(tmp_path: Path) -> None:
     assert result(again)["manifest"]["pictures"] == 4
 
 
+def test_captions_with_lone_surrogates_are_written_with_escapes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JSON may hold half an emoji; a file name may be no valid UTF-8."""
+    data = tmp_path / "captioned"
+    for split, count in (("train", 4), ("test", 5)):
+        (data / split).mkdir(parents=True)
+        rows = []
+        for number, record in enumerate(open_split(tiny.birds(), split)[:count]):
+            name = f"{number}\udcff.jpg"
+            shutil.copyfile(record.image, data / split / name)
+            rows.append(json.dumps({"file_name": name, "text": f"a bird \ud83d {record.captions[0]}"}))
+        (data / split / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (data / "test" / "0\udcff.jpg").write_bytes(b"no picture")
+    there = tmp_path / "there"
+    evaluate(run, data, count=3, device="cpu", out=there, pictures=True, skip_bad=True)
+    with (there / "pictures" / "captions.csv").open(encoding="utf-8", newline="") as file:
+        captions = [row["caption"] for row in csv.DictReader(file)]
+    assert len(captions) == 3
+    assert all(caption.startswith("a bird \\ud83d ") for caption in captions)
+    assert main(["score", "--vlm", str(tiny.matcher()), "--images", str(there / "pictures"), "--captions",
+                 str(there / "pictures" / "captions.csv"), "--out", str(there / "scores.csv")]) == 0  # fmt: skip
+    assert any(note.endswith("0\udcff.jpg)") for note in result(there)["notes"])
+    assert "0\\udcff.jpg)" in (there / "evaluation.md").read_text(encoding="utf-8")
+    assert "0\\udcff.jpg)" in capsys.readouterr().out
+
+
 def test_pictures_in_the_order_of_their_classes(run: Path, tmp_path: Path) -> None:
     """A few captions are of pictures of the whole split, and so are the real ones that they are measured against."""
     data = tmp_path / "captioned"

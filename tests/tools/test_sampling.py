@@ -239,6 +239,15 @@ def test_everything_is_written_and_opens(
     assert draw(kind, tmp_path / "not" / "there", "--generator", folder).name == f"00001-{kind}-sample"
 
 
+@both
+def test_a_caption_with_a_lone_surrogate(sources: dict[str, Source], tmp_path: Path, kind: str) -> None:
+    """An argument that is no valid UTF-8 arrives so: what it is drawn to opens, and holds it."""
+    captions = ["a red bird \udcff", "a bird"]
+    found = draw(kind, tmp_path, "--generator", sources[kind].folder, captions=captions)
+    assert json.loads((found / "samples.json").read_text(encoding="utf-8"))["captions"] == captions
+    assert (found / "samples.png").is_file()
+
+
 def test_many_captions(sources: dict[str, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every picture is written, under names that sort; the sheets end where nobody would look any more."""
     monkeypatch.setattr(sampling, "_SHEET_ROWS", 4)

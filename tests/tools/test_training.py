@@ -318,6 +318,14 @@ def test_what_was_left_out_is_listed_where_it_lies_now(tmp_path: Path) -> None:
     assert training.LeftOut(path, keep=True).names == expected
 
 
+def test_json_is_utf_8_whatever_it_holds(tmp_path: Path) -> None:
+    content = {"caption": "ein Vögelchen 🐦 \ud83d \udcff"}
+    training.write_json(content, tmp_path / "a.json")
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "ein Vögelchen 🐦 \\ud83d \\udcff" in text
+    assert json.loads(text) == content
+
+
 def test_only_rank_0_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training.LeftOut(tmp_path / "skipped.txt", keep=True).add(["a"])
     monkeypatch.setattr(training.distributed, "rank", lambda: 1)

@@ -150,7 +150,7 @@ def evaluate(
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
     written = examination.write(folder, painter, manifest, {label: examination.draw_shown(painter)}, label)
-    print("\n" + examination.table.text_table() + "\n")
+    print(training.printable("\n" + examination.table.text_table() + "\n"))
     print(f"written to {folder}: {', '.join(written)}", flush=True)
     return folder
 
@@ -231,7 +231,9 @@ def _folder(source: Path, out: str | Path | None, trainer: type[Trainer]) -> Pat
 def _written(batches: Iterable[Tensor], folder: Path, captions: Sequence[str]) -> Iterator[Tensor]:
     """Pass pictures on, and write each, with a captions.csv that `vlm-plugin score` reads."""
     (folder / "pictures").mkdir(exist_ok=True)
-    with (folder / "pictures" / "captions.csv").open("w", encoding="utf-8", newline="") as file:
+    # Captions may hold lone surrogates, as may anything out of JSON.
+    how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with (folder / "pictures" / "captions.csv").open("w", **how) as file:
         rows = csv.writer(file)
         rows.writerow(("file_name", "caption"))
         number = 0

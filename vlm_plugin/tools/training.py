@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -556,16 +557,21 @@ def check_writable(path: str | os.PathLike) -> None:
 
 def write_json(content: object, path: str | os.PathLike) -> None:
     """Indented JSON, written beside and renamed."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    # Names that are no valid UTF-8 hold lone surrogates, which become what JSON writes for them.
-    _write_text(text.encode("utf-8", "backslashreplace").decode("utf-8"), Path(path))
+    # Captions and file names may hold lone surrogates: a backslash escape is JSON's own way to write one.
+    _write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", Path(path), "backslashreplace")
 
 
-def _write_text(text: str, path: Path) -> None:
+def _write_text(text: str, path: Path, errors: str = "surrogatepass") -> None:
     temporary = path.with_name(path.name + ".part")
     # File names that are no valid UTF-8 arrive with lone surrogates.
-    temporary.write_bytes(text.encode("utf-8", "surrogatepass"))
+    temporary.write_bytes(text.encode("utf-8", errors))
     os.replace(temporary, path)
+
+
+def printable(text: str) -> str:
+    """Text as the terminal can show it: with escapes for what its encoding lacks, and for lone surrogates."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def digest(lines: Iterable[str]) -> str:
