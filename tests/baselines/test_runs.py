@@ -326,13 +326,21 @@ def test_seed_batch_and_epochs_are_heard(tmp_path: Path) -> None:
     assert first.values[0] != second.values[0]
 
 
-def test_a_resumed_run_keeps_the_results_of_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_keeps_the_results_of_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They may be those of an evaluation that took longer than the run's own."""
     folder = plain(tmp_path / "runs", tiny.config(tmp_path / "tiny.yml"), "--steps", 1)
     assert "earlier results" not in capsys.readouterr().out
     (folder / "evaluation.json").write_text("of every caption, with FID")
     (folder / "pictures").mkdir()
     (folder / "pictures" / "captions.csv").write_text("theirs")
+    with monkeypatch.context() as patch:
+        patch.setattr(examination.Examination, "manifest", None)
+        with pytest.raises(SystemExit, match=r"^dfgan: 'NoneType' object is not callable"):
+            run("--resume", folder, "--steps", 2)
+    assert (folder / "evaluation.json").read_text() == "of every caption, with FID"
+    assert "earlier results" not in capsys.readouterr().out
     run("--resume", folder, "--steps", 2)
     assert "earlier results are kept as evaluation-1.json" in capsys.readouterr().out
     assert (folder / "evaluation-1.json").read_text() == "of every caption, with FID"

@@ -239,21 +239,35 @@ def test_earlier_pictures_are_kept_with_their_numbers(run: Path, tmp_path: Path)
     assert found == {"evaluation-1": (7, 7), "evaluation-2": (4, 4), "evaluation-3": (3, 0), "evaluation": (5, 5)}
 
 
-def test_what_an_evaluation_was_stopped_at_gets_a_number_of_its_own(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("place", ["Painter.all", "Painter.some", "Examination.manifest"])
+def test_what_ends_too_early_leaves_the_earlier_results_as_they_are(
+    run: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: type[BaseException]
 ) -> None:
-    """Pictures without numbers must not come to lie beside those of another evaluation."""
-    there = tmp_path / "there"
-    evaluate(run, count=4, out=there, device="cpu")
+    evaluate(run, count=4, pictures=True, device="cpu")
+    before = contents(run)
+
+    def stop(*_: object, **__: object) -> None:
+        raise error
+
+    def draw_some(*_: object) -> Iterator[torch.Tensor]:
+        yield torch.zeros(3, 3, tiny.SIZE, tiny.SIZE)
+        raise error
+
     with monkeypatch.context() as patch:
-        patch.setattr(module.Examination, "manifest", None)
-        with pytest.raises(TypeError):
-            evaluate(run, count=3, out=there, pictures=True, device="cpu")
-    evaluate(run, count=2, out=there, device="cpu")
-    assert result(there)["manifest"]["pictures"] == 2
-    names = {path.name for path in there.iterdir()}
-    assert {"evaluation-1.json", "pictures-2"} <= names
-    assert not {"pictures", "pictures-1", "evaluation-2.json"} & names
+        owner, _, method = place.partition(".")
+        patch.setattr(getattr(module, owner), method, draw_some if method == "all" else stop)
+        with pytest.raises(error):
+            evaluate(run, count=5, pictures=True, device="cpu")
+    assert contents(run) == before
+    evaluate(run, count=3, pictures=True, device="cpu")
+    assert len(list((run / "pictures").glob("*.png"))) == result(run)["manifest"]["pictures"] == 3
+    # The run's own results, and those of four captions.
+    assert {p.name for p in run.glob("evaluation*.json")} == {f"evaluation{n}.json" for n in ("", "-1", "-2")}
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def test_a_folder_of_pictures_that_is_somebody_elses_stays(run: Path, tmp_path: Path) -> None:
@@ -262,8 +276,14 @@ def test_a_folder_of_pictures_that_is_somebody_elses_stays(run: Path, tmp_path: 
     theirs.write_bytes(b"a picture")
     for _ in range(2):
         evaluate(run, count=2, out=tmp_path, device="cpu")
-    assert theirs.read_bytes() == b"a picture"
     assert (tmp_path / "evaluation-1.json").is_file()
+    message = (
+        rf"^{theirs.parent}: expected no such folder, or that of an earlier evaluation, got one without captions.csv"
+    )
+    with pytest.raises(FileExistsError, match=message):
+        evaluate(run, count=2, out=tmp_path, pictures=True, device="cpu")
+    assert list(theirs.parent.iterdir()) == [theirs]
+    assert theirs.read_bytes() == b"a picture"
 
 
 def test_results_elsewhere_show_the_run_as_well(run: Path, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import importlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,8 @@ def evaluate(
     network = None if inception is None else Inception(inception).to(place)
     # Last of what may be refused, since it makes the folder, yet before any picture is read: it may not be writable.
     folder = _folder(source, out, trainer)
+    if pictures:
+        _check_free(folder / "pictures")
     size = painter.size()
     if skip_bad:
         records, unreadable = usable_records(records, size, True)
@@ -139,17 +143,25 @@ def evaluate(
         left_out = f"{len(lost)} of the split's pictures are left out, as they cannot be read"
         examination.table.notes.append(f"{left_out} (the first: {lost[0]})")
     examination.add_real()
-    keep_results(folder)
     label = source.absolute().name
     drawn = painter.all(examination.captions, batch)
     drawn = training.progress(drawn, total=-(-len(examination.captions) // batch), desc="drawing")
-    examination.table.add(label, _written(drawn, folder, examination.captions) if pictures else drawn)
-    manifest = examination.manifest(generator, truncation=truncation, ema=averaged if source.is_dir() else None)
+    aside = (
+        tempfile.TemporaryDirectory(prefix="unfinished-", dir=folder) if pictures else contextlib.nullcontext(folder)
+    )
+    with aside as unfinished:
+        fresh = Path(unfinished) / "pictures"
+        examination.table.add(label, _written(drawn, fresh, examination.captions) if pictures else drawn)
+        manifest = examination.manifest(generator, truncation=truncation, ema=averaged if source.is_dir() else None)
+        album = examination.album(painter, {label: examination.draw_shown(painter)}, label)
+        keep_results(folder)
+        if pictures:
+            fresh.rename(folder / "pictures")
     if source.is_dir() and not folder.samefile(source):
         for name in _OF_TRAINING:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
-    written = examination.write(folder, painter, manifest, {label: examination.draw_shown(painter)}, label)
+    written = examination.write(folder, manifest, album)
     print(training.printable("\n" + examination.table.text_table() + "\n"))
     print(f"written to {folder}: {', '.join(written)}", flush=True)
     return folder
@@ -228,19 +240,28 @@ def _folder(source: Path, out: str | Path | None, trainer: type[Trainer]) -> Pat
     return folder
 
 
+def _check_free(pictures: Path) -> None:
+    """Refuse to write pictures where somebody else's are; those of an earlier evaluation make room."""
+    if pictures.exists() and not (pictures / "captions.csv").is_file():
+        raise FileExistsError(
+            f"{pictures}: expected no such folder, or that of an earlier evaluation, got one without captions.csv: "
+            "move it away, or name another place with --out"
+        )
+
+
 def _written(batches: Iterable[Tensor], folder: Path, captions: Sequence[str]) -> Iterator[Tensor]:
-    """Pass pictures on, and write each, with a captions.csv that `vlm-plugin score` reads."""
-    (folder / "pictures").mkdir(exist_ok=True)
+    """Pass pictures on, and write each into a new folder, with a captions.csv that `vlm-plugin score` reads."""
+    folder.mkdir()
     # Captions may hold lone surrogates, as may anything out of JSON.
     how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-    with (folder / "pictures" / "captions.csv").open("w", **how) as file:
+    with (folder / "captions.csv").open("w", **how) as file:
         rows = csv.writer(file)
         rows.writerow(("file_name", "caption"))
         number = 0
         for batch in batches:
             for picture in batch:
                 name = f"{number:06d}.png"
-                to_image(picture).save(folder / "pictures" / name)
+                to_image(picture).save(folder / name)
                 rows.writerow((name, captions[number]))
                 number += 1
             yield batch

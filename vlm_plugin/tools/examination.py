@@ -155,25 +155,14 @@ class Examination:
             **more, "device": str(evaluator.vlm.device), "versions": training.versions(),
         }  # fmt: skip
 
-    def write(
-        self, folder: Path, painter: Painter, manifest: dict[str, Any], shown: dict[str, Tensor], last: str
-    ) -> list[str]:
-        """Write evaluation.json, evaluation.md, report.pt and report.html.
+    def album(self, painter: Painter, shown: dict[str, Tensor], last: str) -> dict[str, Any]:
+        """The pictures of the report, as `gallery.save_gallery` takes them.
 
         Args:
-            folder: where to.
             painter: draws the pictures of the row `last` again, for the best and the worst of them.
-            manifest: of `manifest`.
             shown: row -> pictures of `draw_shown`.
             last: the row that best, worst and attention are about.
-
-        Returns:
-            Names of the files.
         """
-        table = self.table.text_table() + "\n"
-        # Names of runs and pictures may be no valid UTF-8.
-        (folder / "evaluation.md").write_text(table, encoding="utf-8", errors="backslashreplace")
-        training.write_json(self.table.content(manifest), folder / "evaluation.json")
         best = worst = None
         if last in self.table.scores:
             scores = self.table.scores[last]
@@ -184,7 +173,27 @@ class Examination:
                 fake = painter.some([self.captions[number]], [number])[0]
                 attention.append(gallery.word_maps(vlm, self.captions[number], self.real([number])[0], fake))
         real = {"real": self.real(self.shown)[:, None]}
-        gallery.save_gallery(folder / "report.pt", self.shown_captions(), real | shown, best, worst, attention)
+        return {
+            "captions": self.shown_captions(), "pictures": real | shown, "best": best, "worst": worst,
+            "attention": attention,
+        }  # fmt: skip
+
+    def write(self, folder: Path, manifest: dict[str, Any], album: dict[str, Any]) -> list[str]:
+        """Write evaluation.json, evaluation.md, report.pt and report.html; earlier ones: see `keep_results`.
+
+        Args:
+            folder: where to.
+            manifest: of `manifest`.
+            album: of `album`.
+
+        Returns:
+            Names of the files.
+        """
+        # The notes may name a file that is no valid UTF-8.
+        table = self.table.text_table() + "\n"
+        (folder / "evaluation.md").write_text(table, encoding="utf-8", errors="backslashreplace")
+        training.write_json(self.table.content(manifest), folder / "evaluation.json")
+        gallery.save_gallery(folder / "report.pt", **album)
         write_report([folder], folder / "report.html")
         return ["evaluation.md", "evaluation.json", "report.html"]
 
@@ -212,7 +221,10 @@ def other_pictures(records: Sequence[Record], count: int, truth: BirdTruth | Non
 
 
 def keep_results(folder: Path) -> None:
-    """Put earlier results aside under the next number that is free for all of them: what has one number is one's."""
+    """Put earlier results aside under the next number that is free for all of them: what has one number is one's.
+
+    It is called when the new ones are there to be written: what ends before leaves the earlier ones as they are.
+    """
     paths = [folder / name for name in ("evaluation.json", "evaluation.md", "report.pt", "report.html", "pictures")]
     # Pictures without captions.csv were not written here: they may be somebody's data.
     there = [path for path in paths if path.is_file() or (path / "captions.csv").is_file()]

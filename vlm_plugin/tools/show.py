@@ -84,8 +84,6 @@ class Show:
         """Print the table, and write it, the report and the pictures."""
         examination = self.examination
         before = self._before()
-        # A resumed run may hold those of an evaluation that took longer than this.
-        keep_results(self.folder)
         examination.add_real()
         if before:
             examination.table.add("before", map(from_bytes, before["pictures"].split(examination.batch)))
@@ -102,7 +100,10 @@ class Show:
             self._attention(self.folder / "attention.png")
             written.append("attention.png")
         manifest = examination.manifest(self._trainer.average, truncation=None, ema=True)
-        written = [*examination.write(self.folder, self.painter, manifest, shown, "after"), *written]
+        album = examination.album(self.painter, shown, "after")
+        # A resumed run may hold those of an evaluation that took longer than this.
+        keep_results(self.folder)
+        written = [*examination.write(self.folder, manifest, album), *written]
         print(f"written to {self.folder}: {', '.join(written)}", flush=True)
 
     def _before(self) -> dict[str, Tensor]:
