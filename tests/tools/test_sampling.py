@@ -310,19 +310,54 @@ def test_captions_are_words_and_lines_of_files(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     Path("birds.txt").write_bytes("\ufeffa red bird\r\n\n  ein  Vögelchen \n\t\nthe last".encode())
     Path("no extension").write_text("a bird of another file\n", encoding="utf-8")
-    Path("folder").mkdir()
     long = "птица " * 100
-    words = ["a blue bird", "birds.txt", " one\n bird ", "no extension", "folder", long, "a/b", "."]
+    words = ["a blue bird", "birds.txt", " one\n bird ", "no extension", "bird", long, "a black/white bird", "?"]
     assert read_captions(words) == [
-        "a blue bird", "a red bird", "ein Vögelchen", "the last", "one bird", "a bird of another file", "folder",
-        long.strip(), "a/b", ".",
+        "a blue bird", "a red bird", "ein Vögelchen", "the last", "one bird", "a bird of another file", "bird",
+        long.strip(), "a black/white bird", "?",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("c.csv", 'file_name,caption,vlms\n2.png," a bird, red",0.5\n1.png,a bird,\n'),
+        ("c.TSV", "text\tfile_name\na bird, red\t1.png\na bird\t2.png\n"),
+        ("c.jsonl", '{"file_name": "1.png", "text": "a bird, red"}\n\n{"file_name": "1.png", "caption": "a bird"}\n'),
+        ("c.json", '{"2.png": "a bird, red", "1.png": "a bird"}'),
+    ],
+)
+def test_captions_of_tables_are_those_of_their_rows(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8-sig")
+    assert read_captions(["a blue bird", str(path)]) == ["a blue bird", "a bird, red", "a bird"]
+    path.write_text(content.replace("a bird, red", " "), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"^{path}, .*: expected a caption, got an empty one$"):
+        read_captions([str(path)])
+    path.write_text("a bird\na red bird\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"^{path}.*: expected (a header with file_name|JSON)"):
+        read_captions([str(path)])
+
+
+@pytest.mark.parametrize(
+    "word", ["birds.txt", "birds.TXT", "birds.csv", "a b.tsv", "c.jsonl", "c.json", "no/birds", "/b"]
+)
+def test_a_file_that_is_not_there_is_no_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"^--sample {word}: no such file$"):
+        read_captions(["a bird", word])
+
+
+@pytest.mark.parametrize("word", ["captions", "captions/", "."])
+def test_a_folder_is_no_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("captions").mkdir()
+    with pytest.raises(ValueError, match=rf"^--sample {word}: expected a caption or a file of captions, got a folder$"):
+        read_captions(["a bird", word])
 
 
 def test_captions_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"^--sample birds.txt: no such file$"):
-        read_captions(["a bird", "birds.txt"])
     Path("birds.txt").write_text("\n  \n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"^--sample: expected captions, got none in 'birds.txt', ' '$"):
         read_captions(["birds.txt", " "])

@@ -70,7 +70,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--resume", type=user_path, metavar="RUN", help="go on with an interrupted run, from its folder")
     generator_help = "begin from, or draw with, a run's folder, a packaged start or a published checkpoint"
     add("--generator", type=user_path, metavar="RUN_OR_FILE", help=generator_help)
-    sample_help = "draw these captions (a file: one a line); no training"
+    sample_help = "draw these captions (a file: one a line, or a table as vlm-plugin score reads it); no training"
     add("--sample", type=name_or_path, nargs="+", metavar="CAPTION_OR_FILE", help=sample_help)
     length = result.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_count, help="generator updates")

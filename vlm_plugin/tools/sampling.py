@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os.path
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from vlm_plugin.tools import pictures, training
 from vlm_plugin.tools.examination import PER_CAPTION
 from vlm_plugin.tools.matchers import load_matcher
+from vlm_plugin.tools.score import TABLES, table_captions
 from vlm_plugin.tools.trainer import Trainer, may_have_moved, scaled
 
 # Rows of the two sheets at most; every picture is also written by itself.
@@ -19,21 +20,20 @@ _SHEET_ROWS, _ATTENTION_ROWS = 50, 8
 
 
 def read_captions(words: Sequence[str]) -> list[str]:
-    """Captions of a command line: each word is a caption, or a text file with one a line.
+    """Captions of a command line: each word is a caption, a text file with one a line, or a table of `score.TABLES`.
 
     Raises:
-        FileNotFoundError: a name that ends in .txt and is no file.
-        ValueError: a file that is no UTF-8 text, or no caption at all.
+        FileNotFoundError: what reads like a file's name (one of their extensions, or a path without a blank) is none.
+        ValueError: a folder, a text file that is no UTF-8 or a table that is none, or no caption at all.
     """
     captions: list[str] = []
     for word in words:
         # Not Path's: that raises where a caption is too long for a name.
+        if os.path.isdir(word):
+            raise ValueError(f"--sample {word}: expected a caption or a file of captions, got a folder")
         if os.path.isfile(word):
-            try:
-                captions += Path(word).read_text(encoding="utf-8-sig").splitlines()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"--sample {word}: expected UTF-8 text ({error})") from None
-        elif word.endswith(".txt"):
+            captions += _captions_of(word)
+        elif _reads_like_a_file(word):
             raise FileNotFoundError(f"--sample {word}: no such file")
         else:
             captions.append(word)
@@ -41,6 +41,20 @@ def read_captions(words: Sequence[str]) -> list[str]:
     if not captions:
         raise ValueError(f"--sample: expected captions, got none in {', '.join(map(repr, words))}")
     return captions
+
+
+def _captions_of(file: str) -> list[str]:
+    if file.lower().endswith(TABLES):
+        return table_captions(file)
+    try:
+        return Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--sample {file}: expected UTF-8 text ({error})") from None
+
+
+def _reads_like_a_file(word: str) -> bool:
+    path = any(mark in word for mark in (os.sep, os.altsep) if mark) and word.split() == [word]
+    return path or word.lower().endswith((".txt", *TABLES))
 
 
 @torch.no_grad()

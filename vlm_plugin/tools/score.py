@@ -229,17 +229,34 @@ def read_captions(path: str | Path, images: str | Path) -> dict[str, str]:
     text = read_text(path, _complain)
     known, result = set(listed), {}
     for where, name, caption in _READERS.get(path.suffix.lower(), _plain)(path, text, listed):
-        if not isinstance(caption, str):
-            raise ValueError(f"{where}: expected a caption, got {caption!r:.80} of type {type(caption).__name__}")
-        if not caption.strip():
-            raise ValueError(f"{where}: expected a caption, got an empty one")
+        caption = _caption(where, caption)
         # A name that the folder has is right as it stands, whatever characters are in it.
         key = name if isinstance(name, str) and name in known else checked_name(where, name, stop)
         if key in result:
             raise ValueError(f"{where}: expected each picture once, got {key} again")
-        result[key] = caption.strip()
+        result[key] = caption
     _check_complete(path, images, listed, result)
     return {name: result[name] for name in sorted(result, key=natural_key)}
+
+
+def table_captions(path: str | Path) -> list[str]:
+    """The captions of a table (`TABLES`) as `read_captions` reads it, in its order, whatever files it names.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is not what its extension says, or a caption is empty. The message names the file.
+    """
+    path = Path(path)
+    entries = _READERS[path.suffix.lower()](path, read_text(path, _complain), ())
+    return [_caption(where, caption) for where, _, caption in entries]
+
+
+def _caption(where: str, caption: object) -> str:
+    if not isinstance(caption, str):
+        raise ValueError(f"{where}: expected a caption, got {caption!r:.80} of type {type(caption).__name__}")
+    if not caption.strip():
+        raise ValueError(f"{where}: expected a caption, got an empty one")
+    return caption.strip()
 
 
 def _complain(problem: Problem) -> None:
@@ -340,6 +357,7 @@ def _plain(path: Path, text: str, listed: Sequence[str]) -> _Entries:
 
 
 _READERS = {".csv": _csv, ".tsv": _tsv, ".jsonl": _json_lines, ".json": _json}
+TABLES = tuple(_READERS)
 
 
 def write_scores(rows: Iterable[Row], path: str | Path) -> None:
