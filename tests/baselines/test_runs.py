@@ -885,7 +885,7 @@ def test_unknown_words_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture
     for text in data.glob("text/**/*.txt"):
         text.write_text("a zzz bird qqq\n" * 10, encoding="utf-8")
     run("--data", data, "--text-encoder", tiny.matcher(), "--out", out, "--cfg", cfg, "--steps", 0)
-    assert "50% of the words in 40 captions are unknown to the matcher" in capsys.readouterr().out
+    assert "80 of 160 words in 40 captions are unknown to tiny.vlm.pt: zzz, qqq\n" in capsys.readouterr().out
 
 
 def test_a_folder_for_a_run_that_cannot_begin_is_taken_back(tmp_path: Path) -> None:

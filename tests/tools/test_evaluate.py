@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from PIL import Image, ImageChops
 
 from baselines.dfgan.trainer import DFGAN
-from vlm_plugin import VLM
+from vlm_plugin import VLM, Vocabulary
 from vlm_plugin.data import CaptionedImages, open_split
 from vlm_plugin.model import fingerprint
 from vlm_plugin.tools import evaluate as module
@@ -198,6 +199,30 @@ def test_a_first_caption_without_known_words_is_left_out(run: Path, tmp_path: Pa
     text.write_text("zzz qqq\n" + text.read_text(encoding="utf-8").partition("\n")[2], encoding="utf-8")
     there = evaluate(run, data, count=4, device="cpu", out=tmp_path / "there")
     assert any("captions are left out: a matcher knows no word of them" in note for note in result(there)["notes"])
+
+
+def test_unknown_words_are_told_of_with_the_matcher_that_does_not_know_them(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(run, count=4, device="cpu", out=tmp_path / "there")
+    assert "unknown to" not in capsys.readouterr().out
+    data, known = Path(shutil.copytree(tiny.birds(), tmp_path / "birds")), VLM.load(tiny.evaluator())
+    *words, last = known.vocabulary.words
+    for record in open_split(data, "test"):
+        text = f"zzz {record.captions[0].replace(last, '')} qqq"
+        (data / "text" / f"{record.key}.txt").write_text(text, encoding="utf-8")
+    evaluate(run, data, count=4, device="cpu", out=tmp_path / "there")
+    told = [line for line in capsys.readouterr().out.splitlines() if "unknown to" in line]
+    (line,) = told  # the two have one vocabulary
+    assert re.fullmatch(r"8 of \d\d words in 4 captions are unknown to evaluator.vlm.pt: zzz, qqq", line)
+    vocabulary = Vocabulary([*words, "zzz"])
+    VLM(known.image_encoder, known.text_encoder, vocabulary, known.scorer).save(tmp_path / "other.vlm.pt")
+    evaluate(run, data, count=4, device="cpu", evaluator=tmp_path / "other.vlm.pt", out=tmp_path / "there")
+    told = [line for line in capsys.readouterr().out.splitlines() if "unknown to" in line]
+    assert told == [
+        line.replace("evaluator.vlm.pt", "tiny.vlm.pt"),
+        line.replace("8 of", "4 of").replace("evaluator.vlm.pt: zzz, ", "other.vlm.pt: "),
+    ]
 
 
 def test_circular_where_the_evaluator_trained_the_generator(run: Path) -> None:
@@ -534,7 +559,6 @@ def test_word_maps_have_each_word_its_own_range() -> None:
 
 
 def test_captions_that_a_matcher_does_not_know_are_left_out() -> None:
-    from vlm_plugin import Vocabulary
     from vlm_plugin.data import Record
 
     first, second = Vocabulary.build(["red bird", "wing"]), Vocabulary.build(["red wing"])

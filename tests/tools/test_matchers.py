@@ -13,7 +13,7 @@ import tiny
 import torch
 
 from vlm_plugin import VLM, InceptionEncoder, LSTMTextEncoder, Vocabulary, model
-from vlm_plugin.tools.matchers import PACKAGED, damsm_pair, load_matcher
+from vlm_plugin.tools.matchers import PACKAGED, damsm_pair, load_matcher, unknown_words
 
 WORDS = 12
 
@@ -230,3 +230,20 @@ def test_other_files(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "it ran").exists()
     with pytest.raises(FileNotFoundError, match=r"missing.pth: no such file \(packaged matchers: .*birds.vlm.pt\)"):
         load_matcher(str(tmp_path / "missing.pth"), tmp_path)
+
+
+def test_unknown_words_are_counted_and_the_most_frequent_named() -> None:
+    vocabulary = Vocabulary.build(["a red bird"])
+    captions = ["A purple bird", "an Elephant, purple"]
+    assert unknown_words(captions, vocabulary, "runs/m.vlm.pt") == (
+        "4 of 6 words in 2 captions are unknown to m.vlm.pt: purple, an, elephant"
+    )
+    assert unknown_words(["a blue bird"], vocabulary, PACKAGED, 0.3) == (
+        "1 of 3 words in 1 caption is unknown to the packaged matcher: blue"
+    )
+    assert unknown_words(["a blue bird"], vocabulary, "m.vlm.pt", 0.34) is None
+    for known in ([], [""], ["red bird", "?!"]):
+        assert unknown_words(known, vocabulary, "m.vlm.pt") is None
+    many = unknown_words([" ".join(f"word{n} " * (9 - n) for n in range(9)) + "x" * 99 + " xx" * 20], vocabulary, "m")
+    assert many.endswith("unknown to m: xx, word0, word1, word2, word3, ...")
+    assert unknown_words(["x" * 99], vocabulary, "m").endswith(f": {'x' * 27}...")

@@ -235,7 +235,9 @@ def test_everything_is_written_and_opens(
         "captions": captions, "generator": str(folder), "matcher": matcher.fingerprint, "seed": 7,
         "versions": training.versions(),
     }  # fmt: skip
-    assert capsys.readouterr().out.startswith(f"written to {found}: samples.png, pictures/, samples.json")
+    told, written = capsys.readouterr().out.splitlines()
+    assert told == "2 of 10 words in 3 captions are unknown to words.vlm.pt: ein, vögel"
+    assert written.startswith(f"written to {found}: samples.png, pictures/, samples.json")
     assert draw(kind, tmp_path / "not" / "there", "--generator", folder).name == f"00001-{kind}-sample"
 
 

@@ -578,6 +578,7 @@ def test_a_terminal_without_emoji(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ]  # fmt: skip
     assert main(["score", *map(str, words)]) == 0
     assert b"a \\U0001f426 bird" in printed.getvalue()
+    assert b"\n1 of 3 words in 1 caption is unknown to tiny.vlm.pt: \\U0001f426\nmatcher " in printed.getvalue()
     assert read_table(tmp_path / "s.csv")[0]["caption"] == "a 🐦 bird"
 
 

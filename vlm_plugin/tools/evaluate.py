@@ -31,7 +31,7 @@ from vlm_plugin.tools.examination import (
     usable_records,
 )
 from vlm_plugin.tools.gan import BIRDS, BIRDS_FOLDER
-from vlm_plugin.tools.matchers import PACKAGED, load_matcher, marks
+from vlm_plugin.tools.matchers import FEW, PACKAGED, load_matcher, marks, unknown_words
 from vlm_plugin.tools.pictures import to_image
 from vlm_plugin.tools.trainer import Saved, Trainer, may_have_moved, scaled
 
@@ -139,6 +139,10 @@ def evaluate(
         matcher=matcher, trained_with=trained_with, truth=truth, split=split, count=count, batch=batch, seed=seed,
         inception=network,
     )  # fmt: skip
+    # A vocabulary that both have is told of once.
+    for vocabulary, name in {conditioning.vocabulary: matcher.name, examiner.vlm.vocabulary: examiner.name}.items():
+        if told := unknown_words(examination.captions, vocabulary, name, FEW):
+            print(training.printable(told), flush=True)
     if lost:
         left_out = f"{len(lost)} of the split's pictures are left out, as they cannot be read"
         examination.table.notes.append(f"{left_out} (the first: {lost[0]})")
@@ -162,7 +166,7 @@ def evaluate(
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
     written = examination.write(folder, manifest, album)
-    print(training.printable("\n" + examination.table.text_table() + "\n"))
+    print("\n" + examination.table.text_table() + "\n")
     print(f"written to {folder}: {', '.join(written)}", flush=True)
     return folder
 

@@ -23,20 +23,19 @@ from vlm_plugin.finite import not_finite
 from vlm_plugin.model import fingerprint, read_file, write_file
 from vlm_plugin.tools import training
 from vlm_plugin.tools.command_line import escape_unprintable, name_or_path, user_path
-from vlm_plugin.tools.matchers import PACKAGED, load_matcher, marks
+from vlm_plugin.tools.matchers import FEW, PACKAGED, load_matcher, marks, unknown_words
 from vlm_plugin.tools.sampling import read_captions, sample
 from vlm_plugin.tools.settings import origin_of_run, read_config, settings_of_run
 from vlm_plugin.tools.show import Show
 from vlm_plugin.tools.trainer import Trainer, may_have_moved, whole
-from vlm_plugin.vocabulary import Vocabulary
 
 # What the main job draws when no data is given; the packaged files were made from more birds of the same kind.
 BIRDS = {"train": 2000, "validation": 200, "test": 1000, "size": 64, "seed": 0}
 # Not data/birds, where the originals have CUB.
 BIRDS_FOLDER = Path("data/synthetic-birds")
 RUNS = Path("runs")
-# Captions whose words are looked up when a run begins, and the share of unknown ones that is worth no word.
-_LOOKED_AT, _FEW = 1000, 0.02
+# Captions whose words are looked up when a run begins.
+_LOOKED_AT = 1000
 # What beside --resume says where a run's files lie now.
 _MOVABLE = {"data": "--data DIR", "vlm": "--vlm FILE", "text_encoder": "--text-encoder FILE"}
 # A mismatched pair needs a second caption, a distance a second picture.
@@ -226,7 +225,9 @@ def _run(
         )
     if saved and saved.get("matcher_reads") not in (None, matcher.caption_fingerprint):
         raise ValueError(f"--resume {arguments.resume}: started with another vocabulary than {encoder} has now")
-    _say_unknown(records, matcher.vocabulary)
+    looked_at = [record.captions[0] for record in records[:_LOOKED_AT]]
+    if told := unknown_words(looked_at, matcher.vocabulary, encoder, FEW):
+        _say(training.printable(told))
     if (world := distributed.world_size()) > 1:
         _say(f"{world} processes of {settings.batch} pictures each: {world * settings.batch} a step")
     vlm_loss = loss(matcher, settings) if options["vlm"] else None
@@ -292,15 +293,6 @@ def _run(
     left_out.report()
     training.leave_ranks()
     return run_folder
-
-
-def _say_unknown(records: Sequence[Record], vocabulary: Vocabulary) -> None:
-    """Say what share of the captions' words the matcher does not know, unless hardly any."""
-    captions = [record.captions[0] for record in records[:_LOOKED_AT]]
-    words = [word for caption in captions for word in vocabulary.tokenize(caption)]
-    share = sum(word not in vocabulary for word in words) / max(len(words), 1)
-    if share > _FEW:
-        _say(f"{share:.0%} of the words in {len(captions)} captions are unknown to the matcher")
 
 
 def _say(text: str) -> None:

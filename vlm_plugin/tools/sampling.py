@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_plugin.tools import pictures, training
 from vlm_plugin.tools.examination import PER_CAPTION
-from vlm_plugin.tools.matchers import load_matcher
+from vlm_plugin.tools.matchers import load_matcher, unknown_words
 from vlm_plugin.tools.score import TABLES, table_captions
 from vlm_plugin.tools.trainer import Trainer, may_have_moved, scaled
 
@@ -105,6 +105,8 @@ def sample(
             f"--text-encoder {name}: gives vectors of width {matcher.embed_dim}, {source} reads {generator.embed_dim}"
         )
     words = [matcher.words(caption) for caption in captions]  # refuses a caption without a known one, before any work
+    if told := unknown_words(captions, matcher.vocabulary, name):
+        print(training.printable(told), flush=True)
     noise = training.noise((PER_CAPTION, generator.noise_dim), device, seed, 4)
     folder = training.new_run_folder(out, f"{trainer.name.lower()}-sample")
     (folder / "pictures").mkdir()

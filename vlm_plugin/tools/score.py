@@ -32,7 +32,7 @@ from vlm_plugin.metrics import mean_and_spread
 from vlm_plugin.model import VLM
 from vlm_plugin.tools import training
 from vlm_plugin.tools.command_line import name_or_path, user_path
-from vlm_plugin.tools.matchers import load_matcher
+from vlm_plugin.tools.matchers import load_matcher, unknown_words
 from vlm_plugin.tools.pretrain import GAMMA1, GAMMA2
 
 COLUMNS = ("file_name", "caption", "vlms", "local", "global", "general", "missed")
@@ -440,4 +440,7 @@ def run(arguments: argparse.Namespace) -> None:
     training.check_writable(out)
     rows = score(vlm, arguments.images, captions, batch=arguments.batch)
     write_scores(rows, out)
-    print(f"{describe(rows)}\nmatcher {vlm.fingerprint} ({arguments.vlm})\nwrote {out}, best first")
+    told = unknown_words(list(captions.values()), vlm.vocabulary, arguments.vlm)
+    lines = [describe(rows), *([told] if told else [])]
+    lines += [f"matcher {vlm.fingerprint} ({arguments.vlm})", f"wrote {out}, best first"]
+    print("\n".join(lines))

@@ -88,7 +88,7 @@ class Show:
         if before:
             examination.table.add("before", map(from_bytes, before["pictures"].split(examination.batch)))
         examination.table.add("after", self._drawn())
-        print(training.printable("\n" + examination.table.text_table() + "\n"), flush=True)
+        print("\n" + examination.table.text_table() + "\n", flush=True)
         shown = {"before": from_bytes(before["shown"])} if before else {}
         shown["after"] = examination.draw_shown(self.painter)
         self._sheet(self.folder / "samples.png", shown)

@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -566,12 +565,6 @@ def _write_text(text: str, path: Path, errors: str = "surrogatepass") -> None:
     # File names that are no valid UTF-8 arrive with lone surrogates.
     temporary.write_bytes(text.encode("utf-8", errors))
     os.replace(temporary, path)
-
-
-def printable(text: str) -> str:
-    """Text as the terminal can show it: with escapes for what its encoding lacks, and for lone surrogates."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def digest(lines: Iterable[str]) -> str:
