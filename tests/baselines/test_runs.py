@@ -992,13 +992,14 @@ def test_a_matcher_of_the_packaged_name_is_no_packaged_one(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     start = str(folder / "assets" / "birds.pt")
     assert options()["start"] == options("--vlm")["start"] == start
-    for words in (("--from-scratch",), ("--data", "x"), ("--cfg", f"{folder}/cfg/synthetic.yml"), ("--vlm", "x.pt")):
+    for words in (("--from-scratch",), ("--data", "x"), ("--cfg", f"{folder}/cfg/synthetic.yml")):
         assert options(*words)["start"] is None
+    assert options("--vlm", "x.pt", "--data", "x")["start"] is None
     assert options("--generator", "mine.pt", "--data", "x")["start"] == "mine.pt"
     (tmp_path / "birds.vlm.pt").write_bytes(b"")
     assert options("--vlm")["start"] == start
-    assert options("--vlm", "birds.vlm.pt")["start"] is None
-    assert options("--vlm", "birds.vlm.pt")["vlm"] == str(tmp_path / "birds.vlm.pt")
+    own = options("--vlm", "birds.vlm.pt", "--data", "x")
+    assert (own["start"], own["vlm"]) == (None, str(tmp_path / "birds.vlm.pt"))
 
 
 def packaged(root: Path, name: str, **changes: object) -> Path:

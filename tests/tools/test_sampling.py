@@ -467,7 +467,7 @@ def test_an_originals_settings_file_names_everything(
     assert off(pixels(found), pixels(kept)) == 0
     # The command line comes first.
     other = draw(kind, tmp_path, "--cfg", code / "code" / "cfg" / "eval.yml", "--generator", sources[kind].folder,
-                 "--text-encoder", encoder_file(), "--seed", 6, "--data", tmp_path)  # fmt: skip
+                 "--text-encoder", encoder_file(), "--seed", 6, "--data", code)  # fmt: skip
     content = json.loads((other / "samples.json").read_text(encoding="utf-8"))
     assert (content["generator"], content["seed"]) == (str(sources[kind].folder), 6)
     assert len(damsm.asked) == 1

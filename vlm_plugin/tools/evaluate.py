@@ -142,7 +142,7 @@ def evaluate(
     # A vocabulary that both have is told of once.
     for vocabulary, name in {conditioning.vocabulary: matcher.name, examiner.vlm.vocabulary: examiner.name}.items():
         if told := unknown_words(examination.captions, vocabulary, name, FEW):
-            print(training.printable(told), flush=True)
+            print(told, flush=True)
     if lost:
         left_out = f"{len(lost)} of the split's pictures are left out, as they cannot be read"
         examination.table.notes.append(f"{left_out} (the first: {lost[0]})")

@@ -227,7 +227,7 @@ def _run(
         raise ValueError(f"--resume {arguments.resume}: started with another vocabulary than {encoder} has now")
     looked_at = [record.captions[0] for record in records[:_LOOKED_AT]]
     if told := unknown_words(looked_at, matcher.vocabulary, encoder, FEW):
-        _say(training.printable(told))
+        _say(told)
     if (world := distributed.world_size()) > 1:
         _say(f"{world} processes of {settings.batch} pictures each: {world * settings.batch} a step")
     vlm_loss = loss(matcher, settings) if options["vlm"] else None

@@ -106,7 +106,7 @@ def sample(
         )
     words = [matcher.words(caption) for caption in captions]  # refuses a caption without a known one, before any work
     if told := unknown_words(captions, matcher.vocabulary, name):
-        print(training.printable(told), flush=True)
+        print(told, flush=True)
     noise = training.noise((PER_CAPTION, generator.noise_dim), device, seed, 4)
     folder = training.new_run_folder(out, f"{trainer.name.lower()}-sample")
     (folder / "pictures").mkdir()
