@@ -559,6 +559,7 @@ def test_real_images_are_checked_where_no_term_needs_them():
     torch.testing.assert_close(loss(fake, text, real).total, loss(fake, text).total)
 
 
+@pytest.mark.filterwarnings("ignore:fake")
 def test_range_is_checked_once_and_never_on_fakes(monkeypatch):
     loss = make_loss()
     fake, text, real = batch()
@@ -631,6 +632,7 @@ def test_a_few_values_beyond_an_end_tell_no_range():
         make_loss(image_range=(0, 255))._check_range(real * 2.1)
 
 
+@pytest.mark.filterwarnings("ignore:fake")
 @pytest.mark.parametrize("image_range", [(-1, 1), (0, 1)])
 def test_fakes_outside_the_range_are_not_clamped(image_range):
     """They are encoded as they are, and the gradient that would bring them back is the encoder's."""

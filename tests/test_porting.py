@@ -144,6 +144,7 @@ def test_equal_pictures_cost_what_the_guide_says():
         assert float(one_class[name]) == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:fake")
 @pytest.mark.usefixtures("one_rank")
 def test_what_the_guide_says_of_range_modules_and_ranks():
     assert "A batch in [0, 1] is an error" in GUIDE

@@ -409,8 +409,8 @@ def test_captions_with_lone_surrogates_are_written_with_escapes(
         (data / split / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
     (data / "test" / "0\udcff.jpg").write_bytes(b"no picture")
     there = tmp_path / "there"
-    words = ["evaluate", run, "--data", data, "--count", 3, "--device", "cpu", "--out", there, "--pictures", "--skip-bad"]
-    assert main([str(word) for word in words]) == 0
+    words = ["evaluate", run, "--data", data, "--count", 3, "--device", "cpu", "--out", there]
+    assert main([*map(str, words), "--pictures", "--skip-bad"]) == 0
     with (there / "pictures" / "captions.csv").open(encoding="utf-8", newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]
     assert len(captions) == 3
