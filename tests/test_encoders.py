@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from fill import fill_, wave
 from PIL import Image
+from tiny import Bomb
 from torch import nn
 from torchvision.models import inception_v3, shufflenet_v2_x1_0
 
@@ -158,16 +158,6 @@ def test_inception_weights_of_something_else(tmp_path):
         InceptionEncoder(weights=3)
     with pytest.raises(ValueError, match="global_layer"):
         InceptionEncoder(global_layer="Mixed_6e")
-
-
-class Bomb:
-    """A pickle that makes a folder when read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("writer", ["torch.save", "legacy torch.save", "pickle"])

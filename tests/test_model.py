@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 import re
 import warnings
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from reference import pictures, sharpen
+from tiny import Bomb
 from torch import nn
 
 from vlm_plugin import VLM, ConvEncoder, DualVLMLoss, LSTMTextEncoder, MatchingScoreBlock, Vocabulary, model
@@ -408,16 +408,6 @@ def test_files_whose_parts_do_not_fit(saved, change):
     torch.save(content, saved)
     with pytest.raises(ValueError, match=r"x.vlm.pt: "):
         VLM.load(saved)
-
-
-class Bomb:
-    """A pickle that makes a folder when read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("writer", ["torch.save", "legacy torch.save", "pickle"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,13 @@ def config(path: Path, baseline: str = "dfgan", **changes: object) -> Path:
     """A settings file with `settings`."""
     path.write_text(yaml.safe_dump(settings(baseline, **changes)), encoding="utf-8")
     return path
+
+
+class Bomb:
+    """A pickle that makes a folder when read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 
 import numpy as np
 import pytest
+from tiny import Bomb
 
 from vlm_plugin.data.pretokenised import read_pretokenised
 from vlm_plugin.vocabulary import Vocabulary
@@ -121,16 +121,6 @@ def test_dictionaries_that_do_not_agree(write, change, message):
     del inverse["has"]
     with pytest.raises(ValueError, match="first differ at id 3: ixtoword has 'has', wordtoix does not have it"):
         read_pretokenised(write(content(inverse=inverse)))
-
-
-class Bomb:
-    """A pickle that makes a folder when read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("place", range(4))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from tiny import Bomb
 
 from vlm_plugin import VLM, InceptionEncoder, LSTMTextEncoder, Vocabulary, model
 from vlm_plugin.tools.matchers import PACKAGED, damsm_pair, load_matcher, unknown_words
@@ -197,16 +197,6 @@ def test_a_text_encoder_in_the_image_encoders_place(folder: Path, tmp_path: Path
 
 
 # ------------------------------------------------------------------------------------------------------- other files
-
-
-class Bomb:
-    """A pickle that makes a folder when read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.path),)
 
 
 def test_other_files(folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import tiny
 import torch
 from easydict import EasyDict
 from fill import wave
+from tiny import Bomb
 from torch import Tensor, nn
 
 from baselines.attngan.trainer import AttnGAN
@@ -493,16 +493,6 @@ def test_a_newer_version(tmp_path: Path, matcher: VLM) -> None:
     torch.save({"format": "vlm_plugin.DFGAN", "version": 2}, tmp_path / "start.pt")
     message = r"start.pt: written as version 2, this release reads up to 1: upgrade$"
     refused(build("dfgan", matcher, 2), matcher, tmp_path / "start.pt", ValueError, message)
-
-
-class Bomb:
-    """A pickle that makes a folder when read by a reader that executes code."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("place", ["file", "inside", "beside", "run"])
