@@ -13,7 +13,7 @@ import torch
 from tiny import Bomb
 
 from vlm_plugin import VLM, InceptionEncoder, LSTMTextEncoder, Vocabulary, model
-from vlm_plugin.tools.matchers import PACKAGED, damsm_pair, load_matcher, unknown_words
+from vlm_plugin.tools.matchers import PACKAGED, damsm_pair, is_packaged, load_matcher, unknown_words
 
 WORDS = 12
 
@@ -220,6 +220,17 @@ def test_other_files(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "it ran").exists()
     with pytest.raises(FileNotFoundError, match=r"missing.pth: no such file \(packaged matchers: .*birds.vlm.pt\)"):
         load_matcher(str(tmp_path / "missing.pth"), tmp_path)
+
+
+def test_which_matchers_are_packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (PACKAGED, "birds.vlm.pt", model.ASSETS / "birds.vlm.pt"):
+        assert is_packaged(name)
+    assert not is_packaged(tiny.matcher())
+    (tmp_path / "birds.vlm.pt").write_bytes(b"mine")
+    assert not is_packaged("birds.vlm.pt")
+    with pytest.raises(FileNotFoundError, match="nothing.pt: no such file"):
+        is_packaged("nothing.pt")
 
 
 def test_unknown_words_are_counted_and_the_most_frequent_named() -> None:

@@ -31,7 +31,7 @@ from vlm_plugin.tools.examination import (
     usable_records,
 )
 from vlm_plugin.tools.gan import BIRDS, BIRDS_FOLDER
-from vlm_plugin.tools.matchers import FEW, PACKAGED, load_matcher, marks, unknown_words
+from vlm_plugin.tools.matchers import FEW, is_packaged, load_matcher, marks, unknown_words
 from vlm_plugin.tools.pictures import to_image
 from vlm_plugin.tools.trainer import Saved, Trainer, may_have_moved, scaled
 
@@ -97,7 +97,7 @@ def evaluate(
     if name is None:
         raise ValueError(f"--text-encoder: {source} does not say which text encoder it was trained with; name its file")
     if data is None and saved.data is None:
-        if str(name) != PACKAGED:
+        if not is_packaged(name):
             raise ValueError(
                 f"--data: expected a folder of captioned pictures for the text encoder {name}, got none, and the "
                 "synthetic birds are drawn for the packaged one alone"

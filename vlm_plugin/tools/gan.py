@@ -23,7 +23,7 @@ from vlm_plugin.finite import not_finite
 from vlm_plugin.model import fingerprint, read_file, write_file
 from vlm_plugin.tools import training
 from vlm_plugin.tools.command_line import escape_unprintable, name_or_path, user_path
-from vlm_plugin.tools.matchers import FEW, PACKAGED, load_matcher, marks, unknown_words
+from vlm_plugin.tools.matchers import FEW, PACKAGED, is_packaged, load_matcher, marks, unknown_words
 from vlm_plugin.tools.sampling import read_captions, sample
 from vlm_plugin.tools.settings import origin_of_run, read_config, settings_of_run
 from vlm_plugin.tools.show import Show
@@ -335,7 +335,7 @@ def _options(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str
     if vlm == PACKAGED:  # A bare --vlm means the matcher at hand: an original's settings name it, or a DAMSM pair.
         vlm = original.get("vlm") or original.get("text_encoder") or origin.get("matcher") or PACKAGED
     matcher = vlm or arguments.text_encoder or original.get("text_encoder") or origin.get("matcher") or PACKAGED
-    if data is None and str(matcher) != PACKAGED:
+    if data is None and not is_packaged(matcher):
         raise ValueError(
             f"--data: expected a folder of captioned pictures for the matcher {matcher}, got none, and the synthetic "
             "birds are drawn for the packaged matcher alone"

@@ -46,6 +46,15 @@ def load_matcher(name: str, data: Path | None = None, device: torch.device | str
     raise ValueError(f"{path}: expected a {what}, got something else")
 
 
+def is_packaged(name: str | Path) -> bool:
+    """Whether `load_matcher` takes a packaged file, which knows the synthetic birds, for this name.
+
+    Raises:
+        FileNotFoundError: there is no such matcher.
+    """
+    return str(name) == PACKAGED or model.find_file(name).resolve().parent == model.ASSETS.resolve()
+
+
 def unknown_words(captions: Sequence[str], vocabulary: Vocabulary, name: str, few: float = 0.0) -> str | None:
     """Say how many words of captions a matcher does not know, and name the most frequent of them.
 
