@@ -229,7 +229,7 @@ def test_which_matchers_are_packaged(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not is_packaged(tiny.matcher())
     (tmp_path / "birds.vlm.pt").write_bytes(b"mine")
     assert not is_packaged("birds.vlm.pt")
-    with pytest.raises(FileNotFoundError, match="nothing.pt: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pt: no such file"):
         is_packaged("nothing.pt")
 
 
