@@ -533,9 +533,9 @@ def test_the_command(
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("pictures/s.csv", r"out: expected a file outside of the pictures' folder .*pictures, got"),
-        ("pictures/sub/s.csv", r"out: expected a file outside of the pictures' folder .*pictures, got"),
-        ("other/../pictures/s.csv", r"out: expected a file outside of the pictures' folder .*pictures, got"),
+        ("pictures/s.csv", r"--out .*s\.csv: expected a file outside of the data folder .*pictures"),
+        ("pictures/sub/s.csv", r"--out .*s\.csv: expected a file outside of the data folder .*pictures"),
+        ("other/../pictures/s.csv", r"--out .*s\.csv: expected a file outside of the data folder .*pictures"),
         ("c.txt", r"out: expected another file than the captions, got .*c\.txt"),
         (".", "out: expected a file to write, got the folder"),
     ],

@@ -17,6 +17,17 @@ def name_or_path(text: str) -> str:
     return os.path.expanduser(text)
 
 
+def check_outside(out: str | os.PathLike, data: str | os.PathLike, what: str = "folder") -> None:
+    """Refuse to write among the pictures: they would be taken for more of them.
+
+    Raises:
+        ValueError: `out` is the folder `data` or lies in it.
+    """
+    inner, outer = Path(out).resolve(), Path(data).resolve()
+    if inner == outer or outer in inner.parents:
+        raise ValueError(f"--out {out}: expected a {what} outside of the data folder {data}, got one inside")
+
+
 def escape_unprintable() -> None:
     """Let stdout and stderr escape what their encoding lacks: what is printed must not cost what was computed.
 

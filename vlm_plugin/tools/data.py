@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlm_plugin.data import open_split
 from vlm_plugin.data.birds import SPLITS, BirdTruth, contact_sheet, make_birds
-from vlm_plugin.tools.command_line import user_path
+from vlm_plugin.tools.command_line import check_outside, user_path
 from vlm_plugin.tools.data_check import check, draw_sheet, render
 
 _SHEET_PICTURES, _SHEET_COLUMNS = 24, 6
@@ -111,11 +111,9 @@ def _sheet(root: Path, out: Path | None) -> Path:
     """
     folder = root.resolve()
     sheet = Path(f"data-check-{folder.name}.png") if out is None else out
-    inside = folder in sheet.resolve().parents
-    if out is None and inside:
+    if out is None and folder in sheet.resolve().parents:
         return folder.parent / sheet
     if sheet.suffix.lower() != ".png":
         raise ValueError(f"--out {sheet}: expected the name of a .png file")
-    if inside:
-        raise ValueError(f"--out {sheet}: expected a file outside of the data folder {root}, got one inside")
+    check_outside(sheet, root, "file")
     return sheet

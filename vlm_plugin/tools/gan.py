@@ -22,7 +22,7 @@ from vlm_plugin.data.records import BadSampleError
 from vlm_plugin.finite import not_finite
 from vlm_plugin.model import fingerprint, read_file, write_file
 from vlm_plugin.tools import training
-from vlm_plugin.tools.command_line import escape_unprintable, name_or_path, user_path
+from vlm_plugin.tools.command_line import check_outside, escape_unprintable, name_or_path, user_path
 from vlm_plugin.tools.matchers import FEW, PACKAGED, is_packaged, load_matcher, marks, unknown_words
 from vlm_plugin.tools.sampling import read_captions, sample
 from vlm_plugin.tools.settings import origin_of_run, read_config, settings_of_run
@@ -169,7 +169,7 @@ def _sample(folder: Path, build: type[Trainer], arguments: argparse.Namespace) -
     source = arguments.generator or original.get("sample_from") or original.get("generator")
     data = arguments.data or original.get("data")
     if data:
-        training.check_outside(arguments.out or RUNS, data)
+        check_outside(arguments.out or RUNS, data)
     return sample(
         build,
         Path(source or _packaged_start(folder)),
@@ -206,7 +206,7 @@ def _run(
     training.barrier()
     data = Path(options["data"] or BIRDS_FOLDER)
     if not saved:
-        training.check_outside(arguments.out or RUNS, data)
+        check_outside(arguments.out or RUNS, data)
     with may_have_moved(arguments.resume, _named(options, arguments, "data")):
         (records, lost), truth = training.open_records(data, "train", options["skip_bad"]), find_truth(data)
     if not saved and truth is None and PACKAGED in (options["vlm"], options["text_encoder"]):

@@ -31,7 +31,7 @@ from vlm_plugin.matching import context_cosines, global_scores, local_scores
 from vlm_plugin.metrics import mean_and_spread
 from vlm_plugin.model import VLM
 from vlm_plugin.tools import training
-from vlm_plugin.tools.command_line import name_or_path, user_path
+from vlm_plugin.tools.command_line import check_outside, name_or_path, user_path
 from vlm_plugin.tools.matchers import load_matcher, unknown_words
 from vlm_plugin.tools.pretrain import GAMMA1, GAMMA2
 
@@ -430,8 +430,7 @@ def run(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if out.is_dir():
         raise ValueError(f"out: expected a file to write, got the folder {out}")
-    if arguments.images.resolve() in out.resolve().parents:
-        raise ValueError(f"out: expected a file outside of the pictures' folder {arguments.images}, got {out}")
+    check_outside(out, arguments.images, "file")
     if out.resolve() == arguments.captions.resolve():
         raise ValueError(f"out: expected another file than the captions, got {out}")
     place = training.choose_device(arguments.device)

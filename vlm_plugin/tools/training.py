@@ -464,17 +464,6 @@ def new_run_folder(root: str | os.PathLike, name: str) -> Path:
             number += 1
 
 
-def check_outside(out: str | os.PathLike, data: str | os.PathLike) -> None:
-    """Refuse to write among the pictures: they would be taken for more of them.
-
-    Raises:
-        ValueError: `out` is the folder `data` or lies in it.
-    """
-    inner, outer = Path(out).resolve(), Path(data).resolve()
-    if inner == outer or outer in inner.parents:
-        raise ValueError(f"--out {out}: expected a folder outside of the data folder {data}, got one inside")
-
-
 @contextlib.contextmanager
 def only_process(folder: Path) -> Iterator[None]:
     """Keep other processes from training in a run's folder meanwhile, where the system can.
