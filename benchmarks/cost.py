@@ -201,10 +201,10 @@ class Workplace(NamedTuple):
     """By arm."""
 
 
-def workplace(baseline: str, settings: EasyDict, matcher: VLM) -> Workplace:
-    """Trainer and dual loss on the CPU, made as `vlm_plugin.tools.gan` makes them."""
-    matcher = matcher.eval().requires_grad_(False)
-    trainer = TRAINERS[baseline](settings, matcher, torch.device("cpu"), torch.float32)
+def workplace(baseline: str, settings: EasyDict, matcher: VLM, device: str = "cpu") -> Workplace:
+    """Trainer and dual loss on a device, made as `vlm_plugin.tools.gan` makes them."""
+    matcher = matcher.to(device).eval().requires_grad_(False)
+    trainer = TRAINERS[baseline](settings, matcher, torch.device(device), torch.float32)
     # The weights of the halves are those of a run whose ramps have ended; they cost nothing.
     dual = DualVLMLoss(
         matcher,
@@ -218,10 +218,10 @@ def workplace(baseline: str, settings: EasyDict, matcher: VLM) -> Workplace:
 
 def random_batch(place: Workplace, batch: int) -> tuple[Batch, Features]:
     """Noise for pictures, and captions as long as they can be: of `max_words` random words."""
-    size, words = place.trainer.image_size, place.matcher.max_words
-    images = (2 * torch.rand(batch, 3, size, size) - 1).contiguous(memory_format=torch.channels_last)
+    size, words, device = place.trainer.image_size, place.matcher.max_words, place.trainer.device
+    images = (2 * torch.rand(batch, 3, size, size) - 1).to(device, memory_format=torch.channels_last)
     numbers = torch.arange(batch)
-    tokens = torch.randint(1, len(place.matcher.vocabulary), (batch, words))
+    tokens = torch.randint(1, len(place.matcher.vocabulary), (batch, words), device=device)
     with torch.no_grad():
         text = place.matcher.encode_tokens(tokens, torch.full((batch,), words))
     names = [str(number) for number in range(batch)]
@@ -399,7 +399,7 @@ def table(derived: Mapping[str, Mapping[str, Any]], tflops: float) -> str:
         f"{', '.join(map(str, BATCHES))} pictures and carried to the config's batch. GiB are a lower bound, without "
         "the kernels' working space and the CUDA context; bfloat16's are those of autocast on the CPU, whose list of "
         f"operations differs a little from the GPU's. {tflops:g} TFLOP/s sustained is an assumption (--tflops), the "
-        "same for both arms; nothing was measured on a GPU."
+        "same for both arms; gpu_steps.py measures."
     )
     return f"{markdown_table(head, rows)}\n\n{notes}"
 

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import emoji, quality_figure
 from benchmarks.quality_plan import ARMS, EARLIER, PROTOCOLS, SHIPPED, Run
-from benchmarks.quality_tables import BASELINES, fill, table
+from benchmarks.quality_tables import BASELINES, all_runs, fill, table
 from vlm_plugin import VLM
 from vlm_plugin.data import make_birds, open_split
 from vlm_plugin.tools import training
@@ -82,6 +82,7 @@ class Grid:
     def __init__(self, results: Path, work: Path, jobs: int, settings: dict[str, Any] | None = None) -> None:
         self.results, self.work, self.jobs, self.settings = results, work, jobs, settings or {}
         gpus = torch.cuda.device_count()
+        self._has_gpu_each = jobs <= gpus
         threads = os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // jobs, 1))
         # What a process gets of the machine: whoever starts one takes a place and puts it back.
         self._places: queue.Queue[dict[str, str]] = queue.Queue()
@@ -95,10 +96,15 @@ class Grid:
         Args:
             runs: in the order in which they begin.
             until: leave out the legs beyond so many steps; a later call goes on with them.
+
+        Raises:
+            ValueError: runs of the same comparison were kept on another kind of device; nothing is trained.
         """
         todo = {run: [leg for leg in run.legs if until is None or leg <= until] for run in runs}
         todo = {run: [leg for leg in legs if leg not in self._done(run)] for run, legs in todo.items()}
         todo = {run: legs for run, legs in todo.items() if legs}
+        for protocol in dict.fromkeys(run.protocol for run in todo):
+            self._check_device(protocol)
         self.results.mkdir(parents=True, exist_ok=True)
         bar = training.progress(range(sum(map(len, todo.values()))), desc="legs")
 
@@ -119,6 +125,18 @@ class Grid:
             for child in list(self._children):
                 child.terminate()  # it writes a checkpoint and ends
             bar.close()
+
+    def _check_device(self, protocol: str) -> None:
+        """On a GPU precision and noise are others: its runs are compared with one another alone."""
+        kept = {
+            run["manifest"]["device"].split(":")[0] for run in all_runs(self.results) if run["protocol"] == protocol
+        }
+        here = training.choose_device(None).type
+        if kept - {here}:
+            raise ValueError(
+                f"protocol {protocol}: expected a device of the kind of its runs in {self.results}, {kept.pop()}, got "
+                f"{here} (move those away to begin anew; CUDA_VISIBLE_DEVICES= hides a GPU)"
+            )
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[dict[str, str]]:
@@ -179,8 +197,10 @@ class Grid:
         """The baseline's shipped settings with the run's changes."""
         shipped = ROOT / "baselines" / run.baseline / "cfg" / "synthetic.yml"
         arm, settings = ARMS[run.arm], yaml.safe_load(shipped.read_text(encoding="utf-8"))
-        settings |= {"sample_every": 10**9, "workers": None if torch.cuda.is_available() else 0}
+        # Runs that share a GPU keep its machine's cores busy without processes that read for them.
+        settings |= {"sample_every": 10**9, "workers": None if self._has_gpu_each else 0}
         settings |= {} if PROTOCOLS[run.protocol].shipped else EARLIER[run.baseline]
+        settings |= PROTOCOLS[run.protocol].changes.get(run.baseline, {})
         for name, value in {**arm.changes, **self.settings}.items():
             settings[name] = settings[name] | value if isinstance(value, Mapping) and name in settings else value
         settings["vlm"] |= {"terms": list(arm.terms) or None, **run.weights}
@@ -200,7 +220,7 @@ class Grid:
         content = run._asdict() | ({} if ARMS[run.arm].is_plain else {"weights": run.weights}) | {
             "threads": place["OMP_NUM_THREADS"], "manifest": {name: manifest[name] for name in kept}, **rows,
         }  # fmt: skip
-        if timed:
+        if timed and (self._has_gpu_each or not torch.cuda.is_available()):
             # From the pictures of the untrained state to the last checkpoint: training alone.
             seconds = (folder / "checkpoint.pt").stat().st_mtime - (folder / "before.pt").stat().st_mtime
             content["seconds_per_step"] = seconds / steps
@@ -250,17 +270,21 @@ def diversity(folder: Path, evaluator: Path | None) -> float:
     Returns:
         The mean over captions of `spread_of`, from 0 up.
     """
+    place = training.choose_device(None)
     trainer, saved = find_networks(folder)
-    generator = trainer.load_generator(saved, str(folder)).eval()
-    matcher = load_matcher(saved.matcher, saved.data)
+    generator = trainer.load_generator(saved, str(folder)).eval().to(place)
+    matcher = load_matcher(saved.matcher, saved.data, place)
 
     painter = painter_of(generator, saved, matcher)
-    features = Judge.load().features if evaluator is None else _pooled(load_matcher(str(evaluator)))
+    if evaluator is None:
+        features = Judge.load().to(place).features
+    else:
+        features = _pooled(load_matcher(str(evaluator), device=place))
     captions = [record.captions[0] for record in open_split(saved.data, "test")[:CAPTIONS]]
     spreads = []
     for row, caption in enumerate(captions):
         numbers = range(row * PICTURES, (row + 1) * PICTURES)
-        spreads.append(spread_of(features(painter.some([caption] * PICTURES, numbers))))
+        spreads.append(spread_of(features(painter.some([caption] * PICTURES, numbers).to(place))))
     return statistics.fmean(spreads)
 
 
@@ -336,7 +360,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif arguments.command == "pictures":
         pictures(arguments.file, work, [run for run in runs if run.seed == arguments.seeds[0]])
     else:
-        Grid(RESULTS, work, arguments.jobs).run(runs, arguments.until)
+        try:
+            Grid(RESULTS, work, arguments.jobs).run(runs, arguments.until)
+        except ValueError as error:
+            sys.exit(f"quality.py: {error}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ class Protocol(NamedTuple):
     """Whose captions are drawn and scored."""
     shipped: bool = False
     """With the shipped rates and weights; else with those of before the tuning protocol chose, see `EARLIER`."""
+    changes: Mapping[str, Mapping[str, object]] = MappingProxyType({})
+    """To the settings of all its runs: baseline -> name -> value."""
 
     @property
     def headline(self) -> str:
@@ -40,6 +42,11 @@ class Protocol(NamedTuple):
 # The rates until the tuning protocol chose twice of both for DF-GAN; the weights were those of the arms. A protocol
 # keeps its rates, so that its runs stay comparable.
 EARLIER = {"dfgan": {"generator_lr": 2e-4, "discriminator_lr": 4e-4}, "attngan": {}}
+# Of cfg/bird.yml what decides the size of networks and batches.
+_LARGE = {
+    "dfgan": {"image_size": 256, "nf": 32, "batch": 24},
+    "attngan": {"base_size": 64, "gf_dim": 32, "df_dim": 64, "batch": 20},
+}
 PROTOCOLS = {
     "tuning": Protocol(
         "from the packaged start, scored on the validation split", legs=(400,), from_start=True,
@@ -60,6 +67,14 @@ PROTOCOLS = {
     "scratch": Protocol(
         "from random weights; 4,000 birds", legs=(500, 1500), equal_time={1500: 2800},
         birds={"train": 4000, "validation": 500, "test": 1000, "size": 64, "seed": 300},
+    ),
+    "ablation": Protocol(
+        "both halves without each of their terms, from the packaged start, on all its 10,000 birds; on a GPU",
+        legs=(800,), from_start=True, birds=BIRDS | {"train": 10_000}, shipped=True,
+    ),
+    "large": Protocol(
+        "from random weights at 256 pixels; 1,500 birds; on a GPU", legs=(500, 1500),
+        birds={"train": 1500, "validation": 10, "test": 500, "size": 256, "seed": 300}, changes=_LARGE,
     ),
     "emoji": Protocol(
         "from random weights; emoji of several designers, captioned by their names", legs=(1000,),

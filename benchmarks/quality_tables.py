@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import arms, cost, probe, spill
+from benchmarks import arms, cost, gpu_steps, probe, spill
 from benchmarks.markdown import markdown_table
 from benchmarks.quality_plan import ARMS, NAMES, PROTOCOLS, SHIPPED, label, plain_of
 from vlm_plugin import TERMS
@@ -70,15 +70,17 @@ def fill(page: str, results: Path) -> str:
     """A page with its tables made anew: each stands between `<!-- protocol baseline -->` and `<!-- end -->`.
 
     `<!-- all protocol baseline -->` stands for the same with every measure and every pair. `<!-- headline -->` and
-    `<!-- terms -->` are for the tables of the functions of that name, `<!-- arms -->`, `<!-- cost -->`,
-    `<!-- probe -->` and `<!-- spill -->` for those of the scripts of that name (of spill.py what was measured in three
-    seeds or more from the packaged start; `<!-- all spill -->` has the rest). A block without results says so.
+    `<!-- terms -->` are for the tables of the functions of that name, `<!-- arms -->`, `<!-- cost -->`, `<!-- gpu -->`
+    (of gpu_steps.py), `<!-- probe -->` and `<!-- spill -->` for those of the scripts of that name (of spill.py what was
+    measured in three seeds or more from the packaged start; `<!-- all spill -->` has the rest). A block without results
+    says so.
     """
     tables = {f"all {protocol} {baseline}": text for (protocol, baseline), text in blocks(results)}
     tables |= {f"{protocol} {baseline}": text for (protocol, baseline), text in blocks(results, brief=True)}
     tables |= {"headline": headline(results), "terms": terms(results)}
     tables["arms"] = arms.table(json.loads(arms.RESULTS.read_text()))
     tables["cost"] = cost.table(json.loads(cost.RESULTS.read_text())["configs"], tflops=20)
+    tables["gpu"] = gpu_steps.table(json.loads(gpu_steps.RESULTS.read_text()))
     tables["probe"] = probe.table(json.loads(probe.RESULTS.read_text()))
     spilled = list(json.loads(spill.RESULTS.read_text()).values())
     tables["all spill"] = spill.table(spilled)
@@ -88,7 +90,7 @@ def fill(page: str, results: Path) -> str:
         return f"<!-- {found[1]} -->\n{tables.get(found[1], 'Not run yet.')}\n<!-- end -->"
 
     comparisons = [f"{protocol} {baseline}" for protocol, baseline in _comparisons()]
-    names = "|".join(["headline", "terms", "arms", "cost", "probe", "spill", *comparisons])
+    names = "|".join(["headline", "terms", "arms", "cost", "gpu", "probe", "spill", *comparisons])
     return re.sub(rf"<!-- ((?:all )?(?:{names})) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
@@ -135,13 +137,13 @@ def headline(results: Path) -> str:
 
 
 def terms(results: Path) -> str:
-    """What each term adds to the other five: both halves minus both halves without it, from protocol `slower`."""
-    protocol, columns = "slower", ("attribute_accuracy", "r_precision", "frechet_distance")
+    """What each term adds to the other five: both halves minus both halves without it, from protocol `ablation`."""
+    protocol, columns = "ablation", ("attribute_accuracy", "r_precision", "frechet_distance")
     legs, costs = legs_of(runs_of(results, protocol, "dfgan")), json.loads(arms.RESULTS.read_text())["costs"]
     steps = PROTOCOLS[protocol].legs[0]
     lines = []
     for term in TERMS:
-        both, without = Row("both", 1.0, steps), Row(f"both minus {term}", 1.0, steps)
+        both, without = (Row(arm, SHIPPED["dfgan"], steps) for arm in ("both", f"both minus {term}"))
         over = {m: differences(legs.get(both, {}), legs.get(without, {}), m) for m in columns}
         cells = [cell for m in columns for cell in (_number(over[m], m, sign="+"), _p(over[m]))]
         share = f"{costs['both'] - costs[without.arm]:+.2f}"
@@ -152,8 +154,12 @@ def terms(results: Path) -> str:
 
 def runs_of(results: Path, protocol: str, baseline: str) -> list[dict[str, Any]]:
     """The kept runs of a comparison."""
-    runs = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    return [run for run in runs if (run["protocol"], run["baseline"]) == (protocol, baseline)]
+    return [run for run in all_runs(results) if (run["protocol"], run["baseline"]) == (protocol, baseline)]
+
+
+def all_runs(results: Path) -> list[dict[str, Any]]:
+    """Every kept run."""
+    return [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
 
 
 class Row(NamedTuple):
@@ -258,7 +264,7 @@ def _missing(protocol: str, baseline: str, legs: Mapping[Row, Legs]) -> str:
     seconds = {arm: timed for arm, timed in seconds.items() if timed}
     if not missing or not seconds:
         return ""
-    steps = min(PROTOCOLS[protocol].equal_time)
+    steps = min(PROTOCOLS[protocol].equal_time, default=PROTOCOLS[protocol].legs[-1])
     minutes = steps * max(map(statistics.median, seconds.values())) / 60
     return f"Not run: {', '.join(missing)}; up to {minutes:.0f} minutes of one core each for {steps} steps of a seed."
 

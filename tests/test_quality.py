@@ -18,7 +18,7 @@ from benchmarks import quality
 from benchmarks.quality import Grid, spread_of
 from benchmarks.quality_figure import LINES, draw, drawn, points
 from benchmarks.quality_plan import ARMS, PROTOCOLS, SHIPPED, Protocol, Run, plain_of
-from benchmarks.quality_tables import MEASURES, blocks, fill, paired_t_test, table, terms
+from benchmarks.quality_tables import MEASURES, all_runs, blocks, fill, paired_t_test, table, terms
 from vlm_plugin import TERMS
 
 
@@ -77,6 +77,9 @@ def test_settings_of_runs(tmp_path: Path) -> None:
     heavier = settings("tuning", "attngan", "plain, DAMSM x 4", 0)["damsm"]
     shipped = yaml.safe_load((tiny.ROOT / "baselines" / "attngan" / "cfg" / "synthetic.yml").read_text())["damsm"]
     assert heavier == shipped | {"weight": pytest.approx(4 * shipped["weight"])}
+    larger = settings("large", "attngan", "both", 0)
+    assert (larger["base_size"] * 2 ** (larger["stages"] - 1), larger["gf_dim"], larger["batch"]) == (256, 32, 20)
+    assert larger["vlm"]["lambda_vlm"] == 0.4
     later = settings("scratch", "dfgan", "both, from step 1000", 0)["vlm"]
     assert (later["vlm_start"], later["vvm_start"]) == (1000, 1000)
 
@@ -254,15 +257,15 @@ def test_arms_are_compared_at_the_same_learning_rates() -> None:
 
 
 def test_what_a_term_adds_to_the_others(tmp_path: Path) -> None:
-    def write_slower(arm: str, seed: int, accuracy: float, distance: float) -> None:
-        run = Run("slower", "dfgan", arm, seed)
+    def write_run(arm: str, seed: int, accuracy: float, distance: float) -> None:
+        run = Run("ablation", "dfgan", arm, seed, SHIPPED["dfgan"])
         numbers = dict.fromkeys(MEASURES, 0.5) | {"attribute_accuracy": accuracy, "frechet_distance": distance}
-        content = run._asdict() | {"legs": [{"steps": 400, **numbers}]}
+        content = run._asdict() | {"legs": [{"steps": 800, **numbers}]}
         (tmp_path / f"{run.name}.json").write_text(json.dumps(content))
 
     for seed, without in enumerate([0.60, 0.62, 0.58]):
-        write_slower("both", seed, 0.7, 650)
-        write_slower("both minus vvm_global", seed, without, 640 + seed)
+        write_run("both", seed, 0.7, 650)
+        write_run("both minus vvm_global", seed, without, 640 + seed)
     row = cells(terms(tmp_path))["`vvm_global`", "3"]
     # Differences .10, .08, .12, and 10, 9, 8: t = 9 / (1 / sqrt 3) = 15.6.
     assert row[:6] == ["+0.100 ± 0.020", "0.013", "+0.000 ± 0.000", "1.000", "+9 ± 1", "0.004"]
@@ -289,6 +292,26 @@ def test_the_figure_shows_means_and_deviations_by_steps(tmp_path: Path) -> None:
     for arm in ("plain", "both", "vvm"):
         colour = ImageColor.getrgb(LINES[arm][1])
         assert (np.abs(picture - np.array(colour, dtype=float)).max(-1) < 40).sum() > 30, arm
+
+
+def test_runs_of_a_comparison_were_on_one_kind_of_device() -> None:
+    kinds: dict[str, set[tuple[str, int]]] = {}
+    for run in all_runs(quality.RESULTS):
+        manifest = run["manifest"]
+        kinds.setdefault(run["protocol"], set()).add((manifest["device"].split(":")[0], manifest["pictures"]))
+    assert {protocol: len(kind) for protocol, kind in kinds.items() if len(kind) > 1} == {}
+
+
+def test_another_kind_of_device_is_refused(tmp_path: Path) -> None:
+    run = Run("large", "dfgan", "both", 0)
+    other = "cpu" if torch.cuda.is_available() else "cuda"
+    kept = run._asdict() | {"manifest": {"device": other}, "legs": []}
+    (tmp_path / f"{run.name}.json").write_text(json.dumps(kept))
+    with pytest.raises(
+        ValueError, match=rf"^protocol large: expected a device of the kind of its runs in .*, {other}, "
+    ):
+        Grid(tmp_path, tmp_path / "work", jobs=1).run([run])
+    assert not (tmp_path / "work").exists()
 
 
 def test_the_published_figure_shows_the_committed_runs() -> None:

@@ -219,7 +219,9 @@ def check_bfloat16(device: str) -> None:
         logits = head(features, sentence)
     assert images.dtype == torch.float32
     assert features.dtype == logits.dtype == torch.bfloat16
-    torch.testing.assert_close(images, exact, rtol=0, atol=0.02)
+    # Seen: 0.019 on a CPU, 0.026 on an H200.
+    torch.testing.assert_close(images, exact, rtol=0, atol=0.04)
+    assert (images - exact).abs().mean() < 0.003
     torch.testing.assert_close(logits.float(), exact_logits, rtol=0, atol=0.02)
     logits.float().sum().backward()
     assert all(p.grad.isfinite().all() for p in generator.parameters())

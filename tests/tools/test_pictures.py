@@ -77,6 +77,16 @@ def test_every_picture_is_in_its_captions_row_and_its_groups_column(tmp_path: Pa
         left += 3 * GAP
 
 
+@pytest.mark.parametrize(("side", "tile"), [(64, 96), (128, 128), (256, 160)])
+def test_large_pictures_are_shown_larger(tmp_path: Path, side: int, tile: int) -> None:
+    pictures.sample_sheet(tmp_path / "sheet.png", ["a bird"] * 2, {"": [flat(-0.5, 0.5, side=side)] * 2})
+    sheet = opened(tmp_path / "sheet.png")
+    assert sheet.size == (TEXT + 2 * (tile + GAP) + 3 * GAP, HEADER + 2 * (tile + GAP))
+    left, top = TEXT + tile + GAP, HEADER + tile + GAP
+    for x, y in ((0, 0), (tile - 1, tile - 1)):
+        assert sheet.getpixel((left + x, top + y)) == grey(0.5)
+
+
 def dark(image: Image.Image, box: tuple[int, int, int, int]) -> bool:
     """Something is written in the box."""
     return image.crop(box).convert("L").getextrema()[0] < 128

@@ -15,7 +15,7 @@ from vlm_plugin.matching import context_cosines, region_attention
 from vlm_plugin.model import VLM
 from vlm_plugin.tools.drawing import to_bytes
 
-_TILE, _GAP, _TEXT, _HEADER, _LINE = 96, 4, 250, 26, 18
+_TILE, _LARGEST, _GAP, _TEXT, _HEADER, _LINE = 96, 160, 4, 250, 26, 18
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
@@ -37,7 +37,7 @@ def to_image(picture: Tensor, side: int | None = None) -> Image.Image:
 
 
 def sample_sheet(path: str | Path, captions: Sequence[str], columns: Mapping[str, Sequence[Tensor]]) -> None:
-    """A row a caption: its text, then a group of pictures for each column name.
+    """A row a caption: its text, then a group of pictures for each column name, at 96 to 160 pixels.
 
     Args:
         path: file to write.
@@ -45,23 +45,24 @@ def sample_sheet(path: str | Path, captions: Sequence[str], columns: Mapping[str
         columns: group name -> R tensors `(K, 3, S, S)` in [-1, 1], K pictures of each caption.
     """
     font, bold = ImageFont.load_default(13), ImageFont.load_default(14)
+    tile = min(max(next(iter(columns.values()))[0].shape[-1], _TILE), _LARGEST)
     counts = {name: len(rows[0]) for name, rows in columns.items()}
-    width = _TEXT + sum(count * (_TILE + _GAP) + 3 * _GAP for count in counts.values())
-    sheet = Image.new("RGB", (width, _HEADER + len(captions) * (_TILE + _GAP)), "white")
+    width = _TEXT + sum(count * (tile + _GAP) + 3 * _GAP for count in counts.values())
+    sheet = Image.new("RGB", (width, _HEADER + len(captions) * (tile + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     left = _TEXT
     for name, count in counts.items():
         draw.text((left + 2, 5), name, fill="black", font=bold)
-        left += count * (_TILE + _GAP) + 3 * _GAP
+        left += count * (tile + _GAP) + 3 * _GAP
     for row, caption in enumerate(captions):
-        top, left = _HEADER + row * (_TILE + _GAP), _TEXT
+        top, left = _HEADER + row * (tile + _GAP), _TEXT
         # As many lines as a row of tiles is high.
         lines = textwrap.fill(caption, 36, max_lines=5, placeholder=" ...")
         draw.multiline_text((6, top + 8), lines, fill="black", font=font, spacing=3)
         for rows in columns.values():
             for picture in rows[row]:
-                sheet.paste(to_image(picture, _TILE), (left, top))
-                left += _TILE + _GAP
+                sheet.paste(to_image(picture, tile), (left, top))
+                left += tile + _GAP
             left += 3 * _GAP
     sheet.save(path)
 
