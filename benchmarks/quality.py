@@ -199,6 +199,8 @@ class Grid:
         arm, settings = ARMS[run.arm], yaml.safe_load(shipped.read_text(encoding="utf-8"))
         # Runs that share a GPU keep its machine's cores busy without processes that read for them.
         settings |= {"sample_every": 10**9, "workers": None if self._has_gpu_each else 0}
+        # As all kept runs; `auto` would be another where the hardware is.
+        settings["precision"] = "bfloat16"
         settings |= {} if PROTOCOLS[run.protocol].shipped else EARLIER[run.baseline]
         settings |= PROTOCOLS[run.protocol].changes.get(run.baseline, {})
         for name, value in {**arm.changes, **self.settings}.items():
@@ -211,6 +213,7 @@ class Grid:
         self, run: Run, steps: int, folder: Path, scored: Path, spread: float, place: dict[str, str], timed: bool
     ) -> None:
         """Add a leg's numbers to the run's JSON, out of its evaluation.json."""
+        options = json.loads((folder / "options.json").read_text(encoding="utf-8"))
         evaluation = json.loads((scored / "evaluation.json").read_text(encoding="utf-8"))
         rows = {row["name"]: {k: number["value"] for k, number in row["values"].items()} for row in evaluation["rows"]}
         manifest = evaluation["manifest"]
@@ -218,7 +221,8 @@ class Grid:
         leg["versions"] = manifest["versions"]
         kept = ("data_digest", "split", "evaluator", "judge", "pictures", "device")
         content = run._asdict() | ({} if ARMS[run.arm].is_plain else {"weights": run.weights}) | {
-            "threads": place["OMP_NUM_THREADS"], "manifest": {name: manifest[name] for name in kept}, **rows,
+            "threads": place["OMP_NUM_THREADS"], "precision": options["precision"],
+            "manifest": {name: manifest[name] for name in kept}, **rows,
         }  # fmt: skip
         if timed and (self._has_gpu_each or not torch.cuda.is_available()):
             # From the pictures of the untrained state to the last checkpoint: training alone.

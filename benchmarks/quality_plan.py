@@ -142,6 +142,8 @@ ARMS: dict[str, Arm] = {
     "plain, DAMSM x 32": Arm(changes={"damsm": {"weight": 1.6}}, is_recipe=True),
     "plain, generator rate x 2": Arm(changes={"generator_lr": 4e-4}, is_recipe=True),
     "plain, rates x 2": Arm(changes=_TWICE, is_recipe=True),
+    "plain, float32": Arm(changes={"precision": "float32"}, is_recipe=True),
+    "both, float32": Arm(TERMS, changes={"precision": "float32"}, is_recipe=True),
     "the judge's own loss*": Arm(alternative="judge", lambda_vlm=1.1, is_recipe=True),
     "global contrastive": Arm(("vlm_global",), lambda_vlm=1.6),
     "DAMSM": Arm(alternative="damsm", lambda_vlm=0.4),
@@ -150,10 +152,10 @@ ARMS: dict[str, Arm] = {
 
 
 def plain_of(arm: str) -> str | None:
-    """The arm of plain training at an arm's learning rates; None where there is none."""
+    """The arm of plain training at an arm's learning rates and precision; None where there is none."""
 
     def rates(changes: Mapping[str, object]) -> dict[str, object]:
-        return {name: value for name, value in changes.items() if name.endswith("_lr")}
+        return {name: value for name, value in changes.items() if name.endswith("_lr") or name == "precision"}
 
     same = [n for n, a in ARMS.items() if a.is_plain and a.changes == rates(ARMS[arm].changes)]
     return same[0] if same else None

@@ -64,9 +64,10 @@ def test_settings_of_runs(tmp_path: Path) -> None:
 
     shipped = yaml.safe_load((tiny.ROOT / "baselines" / "dfgan" / "cfg" / "synthetic.yml").read_text())
     own = settings("continued", "dfgan", "both", 0, SHIPPED["dfgan"])
-    assert {k: v for k, v in own.items() if k not in ("vlm", "sample_every", "workers")} == {
-        k: v for k, v in shipped.items() if k not in ("vlm", "sample_every", "workers")
-    }
+    ours = ("vlm", "sample_every", "workers", "precision")
+    assert {k: v for k, v in own.items() if k not in ours} == {k: v for k, v in shipped.items() if k not in ours}
+    assert own["precision"] == "bfloat16"
+    assert settings("continued", "dfgan", "both, float32", 0)["precision"] == "float32"
     assert own["vlm"] == shipped["vlm"] | {"terms": list(TERMS)}
     for protocol in ("tuning", "slower", "scratch", "emoji"):
         earlier = settings(protocol, "dfgan", "both", 0)
@@ -253,6 +254,7 @@ def test_arms_are_compared_at_the_same_learning_rates() -> None:
     assert plain_of("both, rates x 2") == plain_of("both, moved words, rates x 2") == "plain, rates x 2"
     assert plain_of("both, generator rate x 2") == "plain, generator rate x 2"
     assert plain_of("plain, DAMSM x 16") == "plain"
+    assert plain_of("both, float32") == "plain, float32"
     assert plain_of("both, rates x 2, discriminator's x 4") is None
 
 
@@ -337,6 +339,7 @@ def test_a_grid_that_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert set(MEASURES) <= first["legs"][0].keys()
     assert first["legs"][0]["diversity"] > 0
     assert first["seconds_per_step"] > 0
+    assert first["precision"] == tiny.settings()["precision"]
     (folder,) = (tmp_path / "work" / run.name).glob("0*")
     options = json.loads((folder / "options.json").read_text())
     assert options["settings"]["vlm"]["terms"] == list(ARMS["vlm"].terms)

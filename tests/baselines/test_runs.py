@@ -601,6 +601,29 @@ def test_a_run_cannot_be_shortened(name: str, alone: Finished, tmp_path: Path) -
     assert (folder / "options.json").read_bytes() == options
 
 
+def test_a_resumed_run_keeps_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes: list[torch.dtype] = []
+
+    class Watched(DFGAN):
+        def __init__(self, settings, matcher, device, dtype):
+            super().__init__(settings, matcher, device, dtype)
+            dtypes.append(dtype)
+
+    cfg = tiny.config(tmp_path / "tiny.yml", precision="auto")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    folder = plain(tmp_path / "runs", cfg, "--steps", 1, build=Watched)
+    assert options_of(folder)["precision"] == "bfloat16"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    run("--resume", folder, "--steps", 2, build=Watched)
+    plain(tmp_path / "runs", cfg, "--steps", 1, build=Watched)
+    assert dtypes == [torch.bfloat16, torch.bfloat16, torch.float32]
+    assert options_of(folder)["precision"] == "bfloat16"
+    # An earlier release's run does not say.
+    training.write_json({k: v for k, v in options_of(folder).items() if k != "precision"}, folder / "options.json")
+    run("--resume", folder, "--steps", 3, build=Watched)
+    assert dtypes[-1] == torch.float32
+
+
 def test_a_run_resumes_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny.config(tmp_path / "tiny.yml", steps=2)
     monkeypatch.chdir(tiny.matcher().parent)

@@ -200,7 +200,9 @@ def _run(
     # A run that broke on its data may go on without what broke it.
     options["skip_bad"] = options.get("skip_bad", False) or arguments.skip_bad
     settings = EasyDict(options["settings"])
-    dtype = training.choose_precision(device, settings.precision)
+    # What `auto` meant when the run began: resumed on other hardware it stays the run that it was.
+    dtype = training.choose_precision(device, options.get("precision") or settings.precision)
+    options["precision"] = str(dtype).removeprefix("torch.")
     if distributed.rank() == 0 and options["data"] is None:
         make_birds(BIRDS_FOLDER, **BIRDS, progress=True)
     training.barrier()
