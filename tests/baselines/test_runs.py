@@ -651,12 +651,19 @@ def test_ctrl_c_outside_of_the_steps_is_one_line(
     when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(*(gan, "make_birds") if when == "drawing the first birds" else (gan.Show, "finish"), interrupt)
+    first = when == "drawing the first birds"
     cfg = tiny.config(tmp_path / "tiny.yml", steps=0)
-    with pytest.raises(SystemExit) as stop:
-        run("--cfg", cfg) if when == "drawing the first birds" else plain(tmp_path / "runs", cfg)
+    with monkeypatch.context() as patch:
+        patch.setattr(*(gan, "make_birds") if first else (gan.Show, "finish"), interrupt)
+        with pytest.raises(SystemExit) as stop:
+            run("--cfg", cfg) if first else plain(tmp_path / "runs", cfg)
     assert stop.value.code == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "dfgan: interrupted"
+    folder = tmp_path / "runs" / "00000-dfgan"
+    kept = "" if first else f"; trained; --resume {folder} makes table and pictures"
+    assert capsys.readouterr().err.splitlines()[-1] == f"dfgan: interrupted{kept}"
+    if not first:
+        run("--resume", folder)
+        assert results_of(folder)["rows"]
 
 
 @pytest.mark.parametrize(("encoding", "name"), [("ascii", "V\xf6gel"), ("utf-8", os.fsdecode(b"V\xf6gel"))])

@@ -145,8 +145,8 @@ def run(
             return _sample(folder, build, arguments)
         with contextlib.ExitStack() as only:
             return _run(name, folder, build, arguments, loss or dual_loss, only)
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"{name}: interrupted{f'; {error}' if error.args else ''}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BadSampleError as error:
         sys.exit(f"{name}: {error} (--skip-bad leaves out what cannot be used)")
@@ -291,7 +291,10 @@ def _run(
             left_out,
         )  # fmt: skip
     if distributed.rank() == 0:
-        show.finish()
+        try:
+            show.finish()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"trained; --resume {run_folder} makes table and pictures") from None
     left_out.report()
     training.leave_ranks()
     return run_folder
