@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from baselines.dfgan.convolution import PenaltyConvolutions
+
 __all__ = [
     "DiscriminatorTerms",
     "discriminator_loss",
@@ -206,7 +208,7 @@ def matching_aware_gradient_penalty(
         raise ValueError(
             f"images and sentence must have the same batch size, got {images.shape[0]} and {sentence.shape[0]}"
         )
-    with torch.enable_grad(), _precision(images, autocast):
+    with torch.enable_grad(), _precision(images, autocast), PenaltyConvolutions():
         images, sentence = _leaf(images), _leaf(sentence)
         return gradient_penalty(head(discriminator(images), sentence), images, sentence, weight=weight, power=power)
 
@@ -261,7 +263,7 @@ def discriminator_terms(
     """
     if real.shape != fake.shape:
         raise ValueError(f"real and fake must have the same shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
-    with torch.enable_grad(), _precision(real, autocast):
+    with torch.enable_grad(), _precision(real, autocast), PenaltyConvolutions():
         images, own = _leaf(real), _leaf(sentence)
         features = discriminator(images)
         wrong_features, wrong_sentence = mismatched_pairs(features, own.detach())
