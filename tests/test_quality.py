@@ -304,13 +304,14 @@ def test_runs_of_a_comparison_were_on_one_kind_of_device() -> None:
     assert {protocol: len(kind) for protocol, kind in kinds.items() if len(kind) > 1} == {}
 
 
-def test_another_kind_of_device_is_refused(tmp_path: Path) -> None:
-    run = Run("large", "dfgan", "both", 0)
+def test_another_kind_of_device_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROTOCOLS, "tiny", Protocol("tiny", legs=(1,), birds={"train": 2}))
+    run = Run("tiny", "dfgan", "both", 0)
     other = "cpu" if torch.cuda.is_available() else "cuda"
     kept = run._asdict() | {"manifest": {"device": other}, "legs": []}
     (tmp_path / f"{run.name}.json").write_text(json.dumps(kept))
     with pytest.raises(
-        ValueError, match=rf"^protocol large: expected a device of the kind of its runs in .*, {other}, "
+        ValueError, match=rf"^protocol tiny: expected a device of the kind of its runs in .*, {other}, "
     ):
         Grid(tmp_path, tmp_path / "work", jobs=1).run([run])
     assert not (tmp_path / "work").exists()
