@@ -31,6 +31,7 @@ def test_steps_are_timed(baseline: str, device: str, monkeypatch: pytest.MonkeyP
     place = workplace(baseline, EasyDict(tiny.settings(baseline)), tiny.build_matcher(), device)
     before = {name: value.clone() for name, value in place.trainer.generator.state_dict().items()}
     found = gpu_steps.measure(place, 3, torch.bfloat16)
+    assert place.trainer.dtype == torch.bfloat16
     assert found.keys() == set(ARMS)
     for numbers in found.values():
         assert len(numbers["seconds"]) == gpu_steps.ROUNDS
