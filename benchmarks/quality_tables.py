@@ -228,7 +228,8 @@ def _before(protocol: str, runs: Sequence[dict[str, Any]]) -> Iterable[tuple[str
         by_seed = {run["seed"]: run[name] for run in runs if name in run}
         # The real pictures are one set, the packaged start is one; untrained generators are as many as seeds.
         one = name == "real" or PROTOCOLS[protocol].from_start
-        rows = list(by_seed.values())[: 1 if one else None]
+        # Of one set the last, for an earlier release compared real pictures with others in the order of their files.
+        rows = list(by_seed.values())[-1 if one else 0 :]
         if rows:
             yield name, "" if one else str(len(rows)), rows
 
