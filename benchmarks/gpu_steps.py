@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.manual_seed(0)
         matcher = full_matcher() if name in PICTURES else load_matcher(PACKAGED, None, device)
         place = workplace(baseline, settings, matcher, str(device))
-        precisions = {name: measure(place, settings.batch, dtype) for name, dtype in PRECISIONS.items()}
+        precisions = {called: measure(place, settings.batch, dtype) for called, dtype in PRECISIONS.items()}
         here["configs"][name] = {"batch": settings.batch, "steps": settings.steps, "precisions": precisions}
         training.write_json(results, path)
         del place

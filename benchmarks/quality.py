@@ -6,9 +6,9 @@ python benchmarks/quality.py pictures FILE        captions as the arms of one se
 python benchmarks/quality.py figure FILE          agreement against distance, from the packaged start
 
 Every run is `baselines/<name>/main.py` in a process of its own (`alternatives.py` for the losses that are not ours),
-with the shipped settings but for the terms of the loss and their weights. Its numbers are those of an evaluation.json,
-on the captions of the protocol's split: recipes are chosen with `--protocol tuning`, which sees the validation split
-alone. One JSON per run is kept in benchmarks/results/quality/.
+with the shipped settings but for the terms of the loss and their weights, in bfloat16. Its numbers are those of an
+evaluation.json, on the captions of the protocol's split: recipes are chosen with `--protocol tuning`, which sees the
+validation split alone. One JSON per run is kept in benchmarks/results/quality/.
 """
 
 from __future__ import annotations
@@ -132,10 +132,10 @@ class Grid:
             run["manifest"]["device"].split(":")[0] for run in all_runs(self.results) if run["protocol"] == protocol
         }
         here = training.choose_device(None).type
-        if kept - {here}:
+        if others := kept - {here}:
             raise ValueError(
-                f"protocol {protocol}: expected a device of the kind of its runs in {self.results}, {kept.pop()}, got "
-                f"{here} (move those away to begin anew; CUDA_VISIBLE_DEVICES= hides a GPU)"
+                f"protocol {protocol}: expected a device of the kind of its runs in {self.results}, {others.pop()}, "
+                f"got {here} (move those away to begin anew; CUDA_VISIBLE_DEVICES= hides a GPU)"
             )
 
     @contextlib.contextmanager

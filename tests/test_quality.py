@@ -262,7 +262,7 @@ def test_what_a_term_adds_to_the_others(tmp_path: Path) -> None:
     def write_run(arm: str, seed: int, accuracy: float, distance: float) -> None:
         run = Run("ablation", "dfgan", arm, seed, SHIPPED["dfgan"])
         numbers = dict.fromkeys(MEASURES, 0.5) | {"attribute_accuracy": accuracy, "frechet_distance": distance}
-        content = run._asdict() | {"legs": [{"steps": 800, **numbers}]}
+        content = run._asdict() | {"seconds_per_step": 0.6, "legs": [{"steps": 800, **numbers}]}
         (tmp_path / f"{run.name}.json").write_text(json.dumps(content))
 
     for seed, without in enumerate([0.60, 0.62, 0.58]):
@@ -272,6 +272,8 @@ def test_what_a_term_adds_to_the_others(tmp_path: Path) -> None:
     # Differences .10, .08, .12, and 10, 9, 8: t = 9 / (1 / sqrt 3) = 15.6.
     assert row[:6] == ["+0.100 ± 0.020", "0.013", "+0.000 ± 0.000", "1.000", "+9 ± 1", "0.004"]
     assert cells(terms(tmp_path))["`vlm_local`", "0"][:6] == [""] * 6
+    # There is no leg of plain training of the same time here.
+    assert "up to 8 minutes of one core each for 800 steps of a seed." in table(tmp_path)
 
 
 def test_the_figure_shows_means_and_deviations_by_steps(tmp_path: Path) -> None:

@@ -91,13 +91,8 @@ class _Convolution(torch.autograd.Function):
         by_inputs = by_weight = by_bias = None
         if ctx.needs_input_grad[1]:
             # Rows and columns at the end that no step of the stride reached.
-            reached = [
-                (count - 1) * step - 2 * pad + kernel
-                for count, step, pad, kernel in zip(
-                    gradient.shape[2:], ctx.stride, ctx.padding, weight.shape[2:], strict=True
-                )
-            ]
-            left = [size - some for size, some in zip(inputs.shape[2:], reached, strict=True)]
+            sizes = zip(inputs.shape[2:], weight.shape[2:], ctx.stride, ctx.padding, strict=True)
+            left = [(side + 2 * pad - kernel) % step for side, kernel, step, pad in sizes]
             by_inputs = F.conv_transpose2d(gradient, weight, None, ctx.stride, ctx.padding, left)
         # Autograd would ask for these in a gradient by the pictures alone too.
         if not ctx.mode.inputs_alone:
