@@ -208,7 +208,7 @@ def test_every_parameter_that_asks_for_a_gradient_gets_one() -> None:
     assert all(parameter.requires_grad for network in (generator, head) for parameter in network.parameters())
 
 
-def check_bfloat16(device: str) -> None:
+def check_bfloat16(device: str, furthest: float) -> None:
     generator, discriminator, head = (m.to(device, memory_format=torch.channels_last) for m in small(64))
     noise, sentence = wave(4, 5, phase=1).to(device), wave(4, 6, phase=2).to(device)
     exact = generator(noise, sentence)
@@ -219,8 +219,7 @@ def check_bfloat16(device: str) -> None:
         logits = head(features, sentence)
     assert images.dtype == torch.float32
     assert features.dtype == logits.dtype == torch.bfloat16
-    # Seen: 0.019 on a CPU, 0.026 on an H200.
-    torch.testing.assert_close(images, exact, rtol=0, atol=0.04)
+    torch.testing.assert_close(images, exact, rtol=0, atol=furthest)
     assert (images - exact).abs().mean() < 0.003
     torch.testing.assert_close(logits.float(), exact_logits, rtol=0, atol=0.02)
     logits.float().sum().backward()
@@ -228,12 +227,13 @@ def check_bfloat16(device: str) -> None:
 
 
 def test_bfloat16_autocast_is_close_and_draws_float32_images() -> None:
-    check_bfloat16("cpu")
+    check_bfloat16("cpu", 0.02)
 
 
 @pytest.mark.cuda
 def test_bfloat16_autocast_is_close_and_draws_float32_images_on_cuda() -> None:
-    check_bfloat16("cuda")
+    # Seen: 0.026 on an H200, whose exact images are of TF32.
+    check_bfloat16("cuda", 0.04)
 
 
 def test_channels_last_holds_from_the_first_block_to_the_last() -> None:
