@@ -8,8 +8,11 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "vlm_plugin/__init__.py").read_text(encoding="utf-8")).group(1)
 
-# The commands' progress bars, tqdm, come with nltk.
-TRAIN = ["pyyaml", "tqdm", "matplotlib", "torchmetrics>=1.4"]
+BASELINES = ("attngan", "dfgan")
+# In the repository these lie beside the package, in the wheel within it.
+ELSEWHERE = {"vlm_plugin.patches": "patches"} | {f"vlm_plugin.baselines.{n}": f"baselines/{n}" for n in BASELINES}
+
+TRAIN = ["pyyaml", "matplotlib", "torchmetrics>=1.4"]
 EVAL = ["pyyaml", "torchmetrics>=1.4", "torch-fidelity"]
 
 setup(
@@ -20,14 +23,18 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["vlm_plugin", "vlm_plugin.*"]), "vlm_plugin.patches"],
-    package_dir={"vlm_plugin.patches": "patches"},
-    package_data={"vlm_plugin": ["assets/*"], "vlm_plugin.patches": ["*.patch"]},
-    install_requires=["torch>=2.4", "torchvision", "numpy", "pillow>=10.1", "nltk", "easydict"],
+    packages=[*find_packages(include=["vlm_plugin", "vlm_plugin.*"]), *ELSEWHERE],
+    package_dir=ELSEWHERE,
+    package_data={
+        "vlm_plugin": ["assets/*"],
+        "vlm_plugin.patches": ["*.patch"],
+        **{f"vlm_plugin.baselines.{name}": ["cfg/*.yml", "assets/*"] for name in BASELINES},
+    },
+    install_requires=["torch>=2.4", "torchvision", "numpy", "pillow>=10.1", "nltk", "easydict", "tqdm", "regex"],
     extras_require={
         "train": TRAIN,
         "eval": EVAL,
         "dev": [*TRAIN, *EVAL, "pytest", "ruff", "setuptools>=70.1"],
     },
-    entry_points={"console_scripts": ["vlm-plugin = vlm_plugin.tools.cli:main"]},
+    entry_points={"console_scripts": ["vlm-plugin = vlm_plugin.cli.main:main"]},
 )

@@ -14,13 +14,12 @@ with explain_missing("export"):
     import torch
     from easydict import EasyDict
 
-    from baselines.attngan.trainer import AttnGAN
-    from baselines.dfgan.trainer import DFGAN
-    from vlm_plugin.model import read_checkpoint, read_file
-    from vlm_plugin.tools import training
-    from vlm_plugin.tools.command_line import escape_unprintable
-    from vlm_plugin.tools.matchers import load_matcher
-    from vlm_plugin.tools.trainer import Trainer, whole
+    from vlm_plugin.baselines.attngan.trainer import AttnGAN
+    from vlm_plugin.baselines.dfgan.trainer import DFGAN
+    from vlm_plugin.files import check_writable, read_checkpoint, read_file, whole
+    from vlm_plugin.gans.trainer import Trainer
+    from vlm_plugin.matcher.choose import load_matcher
+    from vlm_plugin.terminal import escape_unprintable
 
 _TRAINERS: dict[str, type[Trainer]] = {"attngan": AttnGAN, "dfgan": DFGAN}
 
@@ -61,7 +60,7 @@ def _check_replaceable(file: Path, build: type[Trainer]) -> None:
         except (OSError, ValueError) as error:
             what = f"expected a new file, or a packaged generator of {build.name}"
             raise ValueError(f"{file}: {what}, got something else ({error}): name another one") from None
-    training.check_writable(file)
+    check_writable(file)
 
 
 if __name__ == "__main__":

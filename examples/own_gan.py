@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.data import DataLoader
 
-from vlm_plugin import VLM, DualVLMLoss  # VLM
+from vlm_plugin import (
+    VLM,  # VLM
+    DualVLMLoss,  # VLM
+)
 from vlm_plugin.augment import RandomView  # VLM
 from vlm_plugin.data import CaptionedImages, collate, make_birds, open_split
-from vlm_plugin.tools.pictures import sample_sheet
+from vlm_plugin.report.sheets import sample_sheet
 
 NOISE, WIDTH, BATCH = 64, 128, 16  # WIDTH is that of the packaged matcher's sentence vectors
 LAMBDA_VVM, LAMBDA_VLM, WARM_UP = 0.02, 0.04, 100  # VLM: about the adversarial gradient at the fake image

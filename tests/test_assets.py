@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from baselines.attngan.trainer import AttnGAN
-from baselines.dfgan.trainer import DFGAN
 from vlm_plugin import TERMS, VLM, DualVLMLoss
+from vlm_plugin.baselines.attngan.trainer import AttnGAN
+from vlm_plugin.baselines.dfgan.trainer import DFGAN
 from vlm_plugin.data import ATTRIBUTES, BirdTruth, CaptionedImages, Record, make_birds, open_split
-from vlm_plugin.model import ASSETS, fingerprint, read_checkpoint
-from vlm_plugin.tools import training
-from vlm_plugin.tools.judge import PACKAGED, Judge, attribute_accuracy
-from vlm_plugin.tools.settings import read_config
+from vlm_plugin.evaluation.judge import PACKAGED, Judge, attribute_accuracy
+from vlm_plugin.files import ASSETS, read_checkpoint
+from vlm_plugin.gans.settings import read_config
+from vlm_plugin.matcher.identity import fingerprint
+from vlm_plugin.training import stream as stream
 
 MATCHER = ASSETS / "birds.vlm.pt"
 BASELINES = {name: Path(__file__).parents[1] / "baselines" / name for name in ("attngan", "dfgan")}
@@ -116,7 +117,7 @@ def test_a_start_draws_what_the_caption_says(name: str, fresh: tuple[list[Record
     trainer = TRAINERS[name](settings, vlm, torch.device("cpu"), torch.float32)
     trainer.load_start(STARTS[name], vlm)
     captions = [record.captions[i % 10] for i, record in enumerate(records[:100])]
-    noise = training.noise((100, trainer.noise_dim), torch.device("cpu"), 0)
+    noise = stream.noise((100, trainer.noise_dim), torch.device("cpu"), 0)
     with torch.no_grad():
         pictures = trainer.sample(noise, vlm.encode_text(captions))
         same = trainer.sample(noise[:4], vlm.encode_text(["a red bird with black wings."] * 4))

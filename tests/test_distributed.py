@@ -20,8 +20,8 @@ from reference import TinyEncoder, pictures, random_features, sharpen
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from baselines.attngan.losses import damsm_loss
 from vlm_plugin import DualVLMLoss, Features, MatchingScoreBlock, distributed
+from vlm_plugin.baselines.attngan.losses import damsm_loss
 
 RANKS = 4
 # Two rows a rank: each rank's longest caption, its padding, is another one.

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vlm_plugin import Features, image_features, text_features
-from vlm_plugin.features import as_features, as_integers, check_features, mask_from_lengths
+from vlm_plugin.checks import as_integers
+from vlm_plugin.features import as_features, check_features, mask_from_lengths
 
 WORDS, SENTENCE = torch.randn(3, 6, 5), torch.randn(3, 6)
 REGIONS, CODE = torch.randn(2, 6, 3, 4), torch.randn(2, 6)

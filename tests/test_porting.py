@@ -280,8 +280,8 @@ def test_every_name_of_ours_exists():
 
 
 def test_commands_parse():
-    from vlm_plugin.tools import gan
-    from vlm_plugin.tools.cli import parser
+    from vlm_plugin.cli.main import parser
+    from vlm_plugin.gans import config as config
 
     seen = []
     for block in blocks(GUIDE, "bash"):
@@ -296,7 +296,7 @@ def test_commands_parse():
                 known = commands.choices[words[1]]._option_string_actions
                 assert all(word in known for word in words if word.startswith("--")), line
             elif words[1].startswith("baselines/"):
-                gan.parser(words[1].split("/")[1]).parse_args(words[2:])
+                config.parser(words[1].split("/")[1]).parse_args(words[2:])
             else:
                 assert words[:2] == ["python", "examples/own_gan.py"]
     assert seen.count("vlm-plugin") == 2

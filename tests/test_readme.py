@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from vlm_plugin.tools import gan
-from vlm_plugin.tools.cli import parser
+from vlm_plugin.cli.main import parser
+from vlm_plugin.gans import config as config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,7 +33,7 @@ def test_every_command_is_one_that_exists() -> None:
             parser().parse_args(words[1:])
             seen["vlm-plugin"] += 1
         elif len(words) > 1 and words[1] in seen:
-            gan.parser(words[1].split("/")[1]).parse_args(words[2:])
+            config.parser(words[1].split("/")[1]).parse_args(words[2:])
             seen[words[1]] += 1
         else:
             assert words[0] in ("python3", "pip", ".venv/bin/pip", ".venv/bin/python"), words

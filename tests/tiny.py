@@ -13,7 +13,7 @@ import yaml
 
 from vlm_plugin import VLM, ConvEncoder, LSTMTextEncoder, MatchingScoreBlock, Vocabulary
 from vlm_plugin.data import make_birds, open_split
-from vlm_plugin.tools.judge import Judge
+from vlm_plugin.evaluation.judge import Judge
 
 ROOT = Path(__file__).resolve().parents[1]
 DIM, SIZE = 8, 32

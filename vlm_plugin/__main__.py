@@ -2,6 +2,6 @@
 
 import sys
 
-from vlm_plugin.tools.cli import main
+from vlm_plugin.cli.main import main
 
 sys.exit(main())

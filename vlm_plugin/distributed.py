@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .features import Features
+from vlm_plugin.features import Features
 
 
 def world_size(group: dist.ProcessGroup | None = None) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import numbers
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from vlm_plugin.checks import as_integers
 
 
 class Features(NamedTuple):
@@ -102,28 +101,6 @@ def mask_from_lengths(lengths: Tensor, size: int, device: torch.device) -> Tenso
         if high > size:
             raise ValueError(f"lengths: expected at most {size} (the padded length), got {high}")
     return torch.arange(size, device=device) < lengths.to(device, non_blocking=True)[:, None]
-
-
-def as_integers(values: object, name: str) -> Tensor:
-    """Integers of a tensor, a numpy array of any byte order and strides, or a sequence, as a tensor.
-
-    Raises:
-        TypeError: they are none; the message begins with `name`.
-    """
-    if isinstance(values, np.ndarray) and values.dtype.kind in "iuO":
-        is_whole = values.dtype.kind != "O" or all(
-            isinstance(value, numbers.Integral) and not isinstance(value, bool) for value in values.flat
-        )
-        with contextlib.suppress(OverflowError):
-            # Torch takes neither arrays with negative strides nor those of another machine's byte order.
-            values = values.astype(np.int64) if is_whole else values
-    try:
-        found = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise TypeError(f"{name}: expected integers, got {type(values).__name__} of other values") from None
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise TypeError(f"{name}: expected integers, got {found.dtype}")
-    return found
 
 
 def text_features(words: Tensor, sentence: Tensor, lengths: Tensor | None = None) -> Features:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,17 +12,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import distributed
-from .encoders import autocasts
-from .features import Features, as_features, as_integers, check_features
-from .matching import contrastive_loss, general_loss, global_scores, local_scores
-from .model import VLM, fingerprint, unwrapped
-from .scorer import MatchingScoreBlock
-from .vocabulary import Vocabulary
+from vlm_plugin import distributed
+from vlm_plugin.checks import as_integers, check_image_range, check_number, first_tensor
+from vlm_plugin.features import Features, as_features, check_features
+from vlm_plugin.host import check_fit, check_host_images, warn_of_unknown_words
+from vlm_plugin.matcher.identity import check_fingerprints, unwrapped, warn_if_untrained
+from vlm_plugin.matcher.scorer import MatchingScoreBlock
+from vlm_plugin.matcher.vlm import VLM
+from vlm_plugin.matcher.vocabulary import Vocabulary
+from vlm_plugin.matching import contrastive_loss, general_loss, global_scores, local_scores
 
 TERMS = ("vlm_local", "vlm_global", "vlm_general", "vvm_local", "vvm_global", "vvm_general")
-# A share of unknown words that says that captions are not those a matcher was made for.
-_MANY = 0.2
 
 
 class LossOutput(NamedTuple):
@@ -116,18 +114,18 @@ class DualVLMLoss(nn.Module):
                 f"terms: {', '.join(general)} need a trained scorer, which this matcher has not: "
                 "leave them out of `terms`, or train one (vlm-plugin pretrain)"
             )
-        image_range = _check_image_range(image_range)
+        image_range = check_image_range(image_range)
         for name, value in (("lambda_vvm", lambda_vvm), ("lambda_vlm", lambda_vlm)):
-            _check_number(name, value)
+            check_number(name, value)
         for name, value in (("gamma1", gamma1), ("gamma2", gamma2), ("gamma3", gamma3)):
-            _check_number(name, value, positive=True)
+            check_number(name, value, positive=True)
         gamma3_local = gamma2 * gamma3 if gamma3_local is None else gamma3_local
-        _check_number("gamma3_local", gamma3_local, positive=True)
+        check_number("gamma3_local", gamma3_local, positive=True)
         if scorer is not None and not allow_other_encoders:
             otherwise = "allow_other_encoders=True"
-            _check_fingerprints(scorer, otherwise, image_encoder=image_encoder, text_encoder=text_encoder)
+            check_fingerprints(scorer, otherwise, image_encoder=image_encoder, text_encoder=text_encoder)
             if general:
-                _warn_if_untrained(scorer, f"{', '.join(general)} are on", f"VLM.stamp() or {otherwise}")
+                warn_if_untrained(scorer, f"{', '.join(general)} are on", f"VLM.stamp() or {otherwise}")
         self.image_encoder = image_encoder
         self.scorer = scorer
         self.text_encoder = text_encoder
@@ -183,7 +181,7 @@ class DualVLMLoss(nn.Module):
         tokens, lengths = vlm.vocabulary.encode_batch(captions, vlm.max_words)
         if not self._captions_seen:
             self._captions_seen = True
-            _look_at_words(captions, vlm.vocabulary)
+            warn_of_unknown_words(captions, vlm.vocabulary)
         return self.encode_tokens(tokens, lengths)
 
     @torch.no_grad()
@@ -221,7 +219,7 @@ class DualVLMLoss(nn.Module):
         if self.text_encoder is None:
             raise ValueError("encode_tokens: this loss has no text_encoder: give it one, or use text_features")
         self._freeze()
-        weight = _first_tensor(self.text_encoder, self.image_encoder)
+        weight = first_tensor(self.text_encoder, self.image_encoder)
         if isinstance(tokens, Tensor) and weight is not None:
             tokens = tokens.to(weight.device)
         with torch.autocast("cpu" if weight is None else weight.device.type, enabled=False):
@@ -259,15 +257,15 @@ class DualVLMLoss(nn.Module):
                 argument, what was expected and what came.
         """
         self._freeze()
-        weight = _first_tensor(self.image_encoder)
-        _check_images("fake", fake, weight)
+        weight = first_tensor(self.image_encoder)
+        check_host_images("fake", fake, weight)
         self._look_at_fake(fake.detach())
         batch, device = len(fake), fake.device
         anchors: dict[str, tuple[Features, str]] = {}
         if self._needs("vlm"):
             anchors["vlm"] = (self._check_text(text, batch, device), "caption")
         if real is not None:
-            _check_images("real", real, fake if weight is None else weight)
+            check_host_images("real", real, fake if weight is None else weight)
             if len(real) != batch:
                 raise ValueError(f"real: expected {batch} images as in fake, got {len(real)}")
             self._check_range(real)
@@ -287,7 +285,7 @@ class DualVLMLoss(nn.Module):
 
         values: dict[str, Tensor] = {}
         for half, (anchor, kind) in anchors.items():
-            _check_fit("text" if half == "vlm" else "real", anchor, image)
+            check_fit("text" if half == "vlm" else "real", anchor, image)
             needed = self._needs(half)
             every_anchor = self._gather(anchor, needed)
             if f"{half}_local" in needed:
@@ -436,19 +434,6 @@ class DualVLMLoss(nn.Module):
         self._range_checked = True
 
 
-def _look_at_words(captions: Sequence[str], vocabulary: Vocabulary) -> None:
-    """Warn of captions that the matcher hardly knows: it was pretrained on others."""
-    words = [word for caption in captions for word in vocabulary.tokenize(caption)]
-    unknown = [word for word in words if word not in vocabulary]
-    if len(unknown) > _MANY * len(words):
-        some = ", ".join(list(dict.fromkeys(unknown))[:5])
-        warnings.warn(
-            f"captions: {len(unknown)} of the first {len(words)} words are unknown to the matcher ({some}), which was "
-            "pretrained on other captions",
-            stacklevel=3,
-        )
-
-
 def _check_terms(terms: Iterable[str]) -> tuple[str, ...]:
     if isinstance(terms, str) or not isinstance(terms, Iterable):
         given = f"the string {terms!r}" if isinstance(terms, str) else type(terms).__name__
@@ -459,103 +444,3 @@ def _check_terms(terms: Iterable[str]) -> tuple[str, ...]:
     if not terms:
         raise ValueError(f"terms: expected at least one of {TERMS}, got none")
     return tuple(name for name in TERMS if name in terms)
-
-
-def _check_image_range(image_range: tuple[float, float]) -> tuple[float, float]:
-    try:
-        low, high = (float(value) for value in image_range)
-    except (TypeError, ValueError):
-        raise ValueError(f"image_range: expected (lowest, highest), got {image_range!r}") from None
-    if isinstance(image_range, str) or not low < high or math.isinf(high - low):
-        raise ValueError(f"image_range: expected (lowest, highest), both finite, got {image_range!r}")
-    return low, high
-
-
-def _check_number(name: str, value: float, positive: bool = False) -> None:
-    expected = "a positive, finite number" if positive else "a finite number"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
-    if not math.isfinite(value) or (positive and value <= 0):
-        raise ValueError(f"{name}: expected {expected}, got {value}")
-
-
-def _first_tensor(*modules: nn.Module) -> Tensor | None:
-    """A floating-point tensor of the modules, which tells their device and dtype; None where they have none."""
-    tensors = itertools.chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules)
-    return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
-
-
-def _check_images(name: str, images: Tensor, like: Tensor | None) -> None:
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"{name}: expected a floating-point tensor (B, 3, H, W), got {kind}")
-    if images.dim() != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError(f"{name}: expected shape (B, 3, H, W), got {tuple(images.shape)}")
-    if like is None:
-        return
-    if images.device != like.device:
-        raise ValueError(f"{name}: expected images on {like.device}, where the matcher is, got {images.device}")
-    if images.dtype != like.dtype and not autocasts(images, like):
-        outside = ", which autocast leaves as it is" if images.dtype == torch.float64 else ", outside autocast"
-        raise TypeError(f"{name}: expected {like.dtype}, the matcher's dtype, got {images.dtype}{outside}")
-
-
-def _check_fit(name: str, anchor: Features, image: Features) -> None:
-    """Anchors must have the images' width and, once raised to at least float32, their dtype."""
-    if anchor.local.shape[-1] != image.local.shape[-1]:
-        raise ValueError(
-            f"{name}: expected features of width {image.local.shape[-1]} as the image encoder's, "
-            f"got {anchor.local.shape[-1]}"
-        )
-    for given, expected in ((anchor.local, image.local), (anchor.pooled, image.pooled)):
-        if torch.promote_types(given.dtype, torch.float32) != torch.promote_types(expected.dtype, torch.float32):
-            raise TypeError(f"{name}: expected {expected.dtype} as the image encoder's features, got {given.dtype}")
-
-
-def _warn_if_untrained(scorer: nn.Module, needed: str, otherwise: str) -> None:
-    """Warn, on behalf of the caller's caller, of a scorer of which nothing says that it was trained."""
-    block = unwrapped(scorer)
-    if isinstance(block, MatchingScoreBlock) and block.encoder_fingerprints is None:
-        warnings.warn(
-            f"scorer: nothing says that it was trained, and {needed}: if it was, on these encoders, "
-            f"{otherwise} says so",
-            stacklevel=3,
-        )
-
-
-def _check_fingerprints(scorer: nn.Module, otherwise: str, **encoders: nn.Module | None) -> None:
-    """Refuse a scorer that was trained on other encoders than these.
-
-    Args:
-        scorer: a matching score block; one that names no encoders passes.
-        otherwise: what says that it fits all the same.
-        **encoders: by the names that the scorer knows; None where there is none.
-
-    Raises:
-        ValueError: the message names scorer and encoder.
-    """
-    known = getattr(unwrapped(scorer), "encoder_fingerprints", None)
-    if not known:
-        return
-    for name, encoder in encoders.items():
-        if encoder is not None and (own := fingerprint(encoder)) != known[name]:
-            weight, hint = _first_tensor(encoder), ""
-            if weight is not None and weight.dtype != torch.float32:
-                hint = f", of {weight.dtype}: if it is the same one, cast the loss in its place"
-            raise ValueError(
-                f"scorer: it was trained on another {name} (fingerprint {known[name]}, this one is {own}{hint}): "
-                f"train a scorer on these encoders, or {otherwise} says that it fits"
-            )
-
-
-def check_scorer(vlm: VLM) -> None:
-    """Refuse a matcher whose scorer was trained on other encoders, and warn where nothing says that it was trained.
-
-    Raises:
-        ValueError: the message names scorer and encoder.
-    """
-    _warn_if_untrained(vlm.scorer, "VLMS is its score", "VLM.stamp()")
-    # Fingerprints are those of float32: of a matcher that was cast they say nothing.
-    if all(value.dtype == torch.float32 for value in vlm.state_dict().values() if value.is_floating_point()):
-        encoders = {"image_encoder": vlm.image_encoder, "text_encoder": vlm.text_encoder}
-        _check_fingerprints(vlm.scorer, "VLM.stamp()", **encoders)

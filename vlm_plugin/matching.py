@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .features import Features
+from vlm_plugin.features import Features
 
 # A vector shorter than this has no direction: its cosine with anything is 0 and it receives no gradient.
 _EPSILON = 1e-8
+GAMMA1, GAMMA2, GAMMA3 = 4.0, 5.0, 10.0
+GAMMA3_LOCAL = GAMMA2 * GAMMA3
 
 
 def at_least_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.attngan.networks import Discriminator
 from vlm_plugin import Features, distributed
 from vlm_plugin.matching import at_least_float32, contrastive_loss, global_scores, unit
+
+from .networks import Discriminator
 
 
 def discriminator_loss(discriminator: Discriminator, real: Tensor, fake: Tensor, sentence: Tensor) -> Tensor:

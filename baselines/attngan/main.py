@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from baselines.needed import explain_missing
 
 with explain_missing("attngan"):
-    from baselines.attngan.trainer import AttnGAN
-    from vlm_plugin.tools import gan
+    from vlm_plugin.baselines.attngan.trainer import AttnGAN
+    from vlm_plugin.gans.run import run
 
 if __name__ == "__main__":
-    gan.run("attngan", Path(__file__).parent, AttnGAN)
+    run("attngan", Path(__file__).parent, AttnGAN)

@@ -11,10 +11,14 @@ from easydict import EasyDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.attngan.losses import damsm_loss, discriminator_loss, generator_loss, kl_loss
-from baselines.attngan.networks import Discriminator, Generator, generator_of
 from vlm_plugin import VLM, DualVLMLoss, Features
-from vlm_plugin.tools.trainer import Batch, Trainer, bare, read_file
+from vlm_plugin.data.dataset import Batch
+from vlm_plugin.files import read_file
+from vlm_plugin.gans.saved import bare
+from vlm_plugin.gans.trainer import Trainer
+
+from .losses import damsm_loss, discriminator_loss, generator_loss, kl_loss
+from .networks import Discriminator, Generator, generator_of
 
 
 class AttnGAN(Trainer):

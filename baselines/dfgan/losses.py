@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.dfgan.convolution import PenaltyConvolutions
+from .convolution import PenaltyConvolutions
 
 __all__ = [
     "DiscriminatorTerms",

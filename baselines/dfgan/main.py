@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from baselines.needed import explain_missing
 
 with explain_missing("dfgan"):
-    from baselines.dfgan.trainer import DFGAN
-    from vlm_plugin.tools import gan
+    from vlm_plugin.baselines.dfgan.trainer import DFGAN
+    from vlm_plugin.gans.run import run
 
 if __name__ == "__main__":
-    gan.run("dfgan", Path(__file__).parent, DFGAN)
+    run("dfgan", Path(__file__).parent, DFGAN)

@@ -10,10 +10,13 @@ import torch
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from baselines.dfgan.losses import discriminator_loss, discriminator_terms, generator_loss
-from baselines.dfgan.networks import ConditionalHead, Discriminator, Generator, generator_of
 from vlm_plugin import VLM, DualVLMLoss, Features
-from vlm_plugin.tools.trainer import Batch, Trainer, bare
+from vlm_plugin.data.dataset import Batch
+from vlm_plugin.gans.saved import bare
+from vlm_plugin.gans.trainer import Trainer
+
+from .losses import discriminator_loss, discriminator_terms, generator_loss
+from .networks import ConditionalHead, Discriminator, Generator, generator_of
 
 # Name of a network here -> in published checkpoints.
 _PUBLISHED = {"generator": "netG", "discriminator": "netD", "head": "netC"}

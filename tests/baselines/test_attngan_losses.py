@@ -12,10 +12,17 @@ from fill import fill_, wave
 from reference import cosine, dot, random_features, table, valid
 from torch import Tensor
 
-from baselines.attngan import losses
-from baselines.attngan.losses import damsm_loss, damsm_word_scores, discriminator_loss, generator_loss, kl_loss
-from baselines.attngan.networks import Discriminator
 from vlm_plugin import Features, image_features, matching, text_features
+from vlm_plugin.baselines.attngan import losses
+from vlm_plugin.baselines.attngan.losses import (
+    damsm_loss,
+    damsm_word_scores,
+    discriminator_loss,
+    generator_loss,
+    kl_loss,
+)
+from vlm_plugin.baselines.attngan.networks import Discriminator
+from vlm_plugin.matching import global_scores, local_scores, matched_loss, unit
 
 PARTS = {"w0": "damsm_w0", "w1": "damsm_w1", "s0": "damsm_s0", "s1": "damsm_s1"}
 # Four pictures with 4, 2, 3 and 4 valid regions, four captions with 5, 1, 3 and 2 words; all of them have padding.
@@ -360,17 +367,15 @@ def test_sentence_part_is_the_package_s_global_loss(classes: Tensor | None) -> N
     parts = damsm_loss(IMAGE, TEXT, classes, gamma3=7.0)
     assert torch.equal(
         parts.damsm_s0 + parts.damsm_s1,
-        matching.matched_loss(matching.global_scores(IMAGE, TEXT), 7.0, excluded),
+        matched_loss(global_scores(IMAGE, TEXT), 7.0, excluded),
     )
 
 
 def test_word_part_is_the_package_s_posterior_of_other_scores() -> None:
     excluded = CLASSES[:, None] == CLASSES[None, :]
     parts = damsm_loss(IMAGE, TEXT, CLASSES)
-    assert torch.equal(
-        parts.damsm_w0 + parts.damsm_w1, matching.matched_loss(damsm_word_scores(IMAGE, TEXT), 10.0, excluded)
-    )
-    other = matching.matched_loss(matching.local_scores(IMAGE, TEXT), 10.0, excluded)
+    assert torch.equal(parts.damsm_w0 + parts.damsm_w1, matched_loss(damsm_word_scores(IMAGE, TEXT), 10.0, excluded))
+    other = matched_loss(local_scores(IMAGE, TEXT), 10.0, excluded)
     assert (parts.damsm_w0 + parts.damsm_w1 - other).abs() > 0.1
 
 
@@ -382,19 +387,19 @@ def test_damsm_shares_the_package_s_functions(name: str) -> None:
 def test_word_score_without_the_package_s_factor() -> None:
     """Of a single word, DAMSM attends to all regions alike, as the package does for gamma1 = 0; the factor remains."""
     word = random_features([1, 1, 1], seed=5)
-    scores, package = damsm_word_scores(IMAGE, word, 4.0, 3.0), matching.local_scores(IMAGE, word, 0.0, 3.0)
+    scores, package = damsm_word_scores(IMAGE, word, 4.0, 3.0), local_scores(IMAGE, word, 0.0, 3.0)
     same(scores, 3.0 * package)
     assert (scores - package).abs().max() > 0.1
 
 
 def test_word_score_differs_beyond_the_factor() -> None:
-    unit_text = TEXT._replace(local=matching.unit(TEXT.local))
-    unit_image = IMAGE._replace(local=matching.unit(IMAGE.local))
-    package, ours = 5.0 * matching.local_scores(IMAGE, TEXT), damsm_word_scores(IMAGE, TEXT)
+    unit_text = TEXT._replace(local=unit(TEXT.local))
+    unit_image = IMAGE._replace(local=unit(IMAGE.local))
+    package, ours = 5.0 * local_scores(IMAGE, TEXT), damsm_word_scores(IMAGE, TEXT)
     assert (ours - package).abs().max() > 0.1
     # The length of a word matters to a dot product alone.
-    same(5.0 * matching.local_scores(IMAGE, unit_text), package)
+    same(5.0 * local_scores(IMAGE, unit_text), package)
     assert (damsm_word_scores(IMAGE, unit_text) - ours).abs().max() > 0.1
     # Where all vectors have length 1, dot products are cosines, and the softmax over words remains.
-    difference = damsm_word_scores(unit_image, unit_text) - 5.0 * matching.local_scores(unit_image, unit_text)
+    difference = damsm_word_scores(unit_image, unit_text) - 5.0 * local_scores(unit_image, unit_text)
     assert difference.abs().max() > 0.1

@@ -14,8 +14,8 @@ from fill import fill_, wave
 from reference import dot, random_features
 from torch import Tensor, nn
 
-from baselines.attngan.networks import Discriminator, Generated, Generator, generator_of
 from vlm_plugin import Features, text_features
+from vlm_plugin.baselines.attngan.networks import Discriminator, Generated, Generator, generator_of
 
 STATE_DICTS = json.loads((Path(__file__).parents[1] / "golden" / "attngan_state_dicts.json").read_text())
 NETWORKS = [name for name in STATE_DICTS if "_NET" in name]

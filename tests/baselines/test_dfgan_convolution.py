@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from baselines.dfgan import losses
-from baselines.dfgan.convolution import PenaltyConvolutions
-from baselines.dfgan.losses import discriminator_loss, discriminator_terms, matching_aware_gradient_penalty
-from baselines.dfgan.networks import ConditionalHead, Discriminator
-from benchmarks import penalty
+from benchmarks.cost.penalty import main
+from vlm_plugin.baselines.dfgan import losses
+from vlm_plugin.baselines.dfgan.convolution import PenaltyConvolutions
+from vlm_plugin.baselines.dfgan.losses import discriminator_loss, discriminator_terms, matching_aware_gradient_penalty
+from vlm_plugin.baselines.dfgan.networks import ConditionalHead, Discriminator
 
 # Kernel, stride, padding and side: those of the discriminator, and steps that leave rows over.
 GEOMETRIES = [
@@ -130,7 +130,7 @@ def step_of(size: int, dtype: torch.dtype) -> Callable[[], list[Tensor]]:
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_the_benchmark(device: str, capsys: pytest.CaptureFixture[str]) -> None:
-    penalty.main(["--size", "16", "--nf", "2", "--batch", "2", "--rounds", "1", "--device", device])
+    main(["--size", "16", "--nf", "2", "--batch", "2", "--rounds", "1", "--device", device])
     row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
     assert row[1:4] == ["16", "2", "2"]
     assert float(row[-1]) > 0

@@ -12,7 +12,7 @@ from fill import fill_, wave
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.dfgan.losses import (
+from vlm_plugin.baselines.dfgan.losses import (
     discriminator_loss,
     discriminator_terms,
     generator_loss,
@@ -22,7 +22,7 @@ from baselines.dfgan.losses import (
     matching_aware_gradient_penalty,
     mismatched_pairs,
 )
-from baselines.dfgan.networks import ConditionalHead, Discriminator
+from vlm_plugin.baselines.dfgan.networks import ConditionalHead, Discriminator
 
 
 def networks(dtype: torch.dtype = torch.float64) -> tuple[Discriminator, ConditionalHead]:

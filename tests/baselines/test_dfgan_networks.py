@@ -14,8 +14,8 @@ from fill import fill_, wave
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.dfgan.networks import ConditionalHead, Discriminator, Generator, generator_of
 from vlm_plugin import Features
+from vlm_plugin.baselines.dfgan.networks import ConditionalHead, Discriminator, Generator, generator_of
 
 STATE_DICTS = json.loads((Path(__file__).parents[1] / "golden" / "dfgan_state_dicts.json").read_text())
 SIZES = [64, 256]

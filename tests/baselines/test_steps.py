@@ -14,15 +14,16 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.attngan.losses import damsm_loss, discriminator_loss, generator_loss, kl_loss
-from baselines.attngan.trainer import AttnGAN
-from baselines.dfgan.trainer import DFGAN
 from vlm_plugin import TERMS, VLM, DualVLMLoss, Features, distributed
 from vlm_plugin.augment import RandomView
+from vlm_plugin.baselines.attngan.losses import damsm_loss, discriminator_loss, generator_loss, kl_loss
+from vlm_plugin.baselines.attngan.trainer import AttnGAN
+from vlm_plugin.baselines.dfgan.trainer import DFGAN
 from vlm_plugin.data import CaptionedImages, collate, open_split
 from vlm_plugin.data.dataset import Batch
-from vlm_plugin.tools import gan, training
-from vlm_plugin.tools.trainer import Trainer
+from vlm_plugin.gans.loop import floors_of
+from vlm_plugin.gans.trainer import Trainer
+from vlm_plugin.training import stream as stream
 
 CPU = torch.device("cpu")
 TRAINERS = {"dfgan": DFGAN, "attngan": AttnGAN}
@@ -113,7 +114,7 @@ def test_steps_in_bfloat16(name: str, device: str, sizes: dict[str, int], matche
     assert sum(parameter.requires_grad for parameter in weights) == len(trained)
     assert all(parameter.requires_grad for parameter in trained)
     assert all(parameter.grad is None for parameter in matcher.parameters())
-    pictures = model.sample(training.noise((count, model.noise_dim), place, 0), text)
+    pictures = model.sample(stream.noise((count, model.noise_dim), place, 0), text)
     assert pictures.shape == (count, 3, model.image_size, model.image_size)
     assert pictures.device.type == device
     assert pictures.abs().max() <= 1
@@ -211,7 +212,7 @@ def test_floors_are_the_loss_of_real_pictures_and_their_mirror_images(matcher: V
     text = encode(matcher, batch.captions)
     mirrored = torch.stack([batch.images[..., tiny.SIZE - 1 - column] for column in range(tiny.SIZE)], dim=-1)
     expected = vlm_loss(batch.images, text, mirrored, class_ids=[0, 1, 0, 2]).terms
-    assert gan._floors(vlm_loss, batch, text) == pytest.approx({f"floor_{n}": float(expected[n]) for n in TERMS})
+    assert floors_of(vlm_loss, batch, text) == pytest.approx({f"floor_{n}": float(expected[n]) for n in TERMS})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,24 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_plugin.data import birds, list_splits
-from vlm_plugin.data.birds import (
+from vlm_plugin.cli.data import synthetic
+from vlm_plugin.data import list_splits
+from vlm_plugin.data.birds.attributes import (
     ATTRIBUTES,
-    BirdTruth,
+    CLASS_ATTRIBUTES,
     class_number,
     class_values,
-    contact_sheet,
-    draw_bird,
-    draw_named,
-    make_birds,
-    plan_birds,
-    sentence,
+    first_classes,
     split_of,
-    swap_caption,
-    swap_word,
-    true_pairs,
 )
-from vlm_plugin.tools.data import synthetic
+from vlm_plugin.data.birds.captions import PLUMAGE, draw_named, read_caption, said_by, sentence, swap_caption, swap_word
+from vlm_plugin.data.birds.drawing import draw_bird
+from vlm_plugin.data.birds.make import make_birds, plan_birds
+from vlm_plugin.data.birds.truth import BirdTruth, true_pairs
+from vlm_plugin.data.contact_sheet import contact_sheet
 
 PLAIN = {
     "crown": "red",
@@ -77,7 +74,7 @@ def parse(caption: str) -> dict[str, str]:
                 verb = next(i for i in range(at, len(words)) if words[i] in ("is", "are"))
                 assert words[verb + 1] in colours
                 said[nouns[word]] = words[verb + 1]
-    assert sum(word in colours for word in words) == sum(name in said for name in [*birds.PLUMAGE, "bill"])
+    assert sum(word in colours for word in words) == sum(name in said for name in [*PLUMAGE, "bill"])
     return said
 
 
@@ -119,7 +116,7 @@ def test_a_class_is_everything_but_the_background(root: Path) -> None:
         for key in pickle.loads((root / split / "filenames.pickle").read_bytes()):
             values = truth.values(key)
             folder = key.split("/")[0]
-            by_class.setdefault(folder, set()).add(tuple(values[name] for name in birds.CLASS_ATTRIBUTES))
+            by_class.setdefault(folder, set()).add(tuple(values[name] for name in CLASS_ATTRIBUTES))
             backgrounds.setdefault(folder, set()).add(values["background"])
             assert split_of(values) == split
             assert class_number(values) == int(folder[:5])
@@ -129,9 +126,9 @@ def test_a_class_is_everything_but_the_background(root: Path) -> None:
 
 
 def test_splits_share_no_combination_whatever_the_seed() -> None:
-    train = {number for seed in range(4) for number in birds._classes("train", 500, seed)}
+    train = {number for seed in range(4) for number in first_classes("train", 500, seed)}
     held_out = {
-        number for seed in range(4) for split in ("validation", "test") for number in birds._classes(split, 100, seed)
+        number for seed in range(4) for split in ("validation", "test") for number in first_classes(split, 100, seed)
     }
     assert min(len(train), len(held_out)) > 300
     assert not train & held_out
@@ -163,7 +160,7 @@ def test_captions_name_exactly_what_attributes_json_says(root: Path) -> None:
         captions = (root / f"text/{key}.txt").read_text().splitlines()
         for index, (caption, names) in enumerate(zip(captions, named, strict=True)):
             assert parse(caption) == {name: content["pictures"][key][name] for name in names}, caption
-            assert birds.read_caption(caption) == parse(caption)
+            assert read_caption(caption) == parse(caption)
             assert truth.names_in(key, index) == tuple(names)
             assert 2 <= len(names) <= 5
             assert caption == caption.lower()
@@ -320,7 +317,7 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
             raise KeyboardInterrupt
         return Image.new("RGB", (16, 16))
 
-    monkeypatch.setattr(birds, "draw_bird", failing)
+    monkeypatch.setattr("vlm_plugin.data.birds.drawing.draw_bird", failing)
     with pytest.raises(KeyboardInterrupt):
         make_birds(tmp_path / "set", 10, 0, 0, size=16)
     assert not list(tmp_path.iterdir())
@@ -389,7 +386,7 @@ def test_contact_sheet(root: Path, tmp_path: Path) -> None:
 
 def test_said_by_reads_claims_as_tensors() -> None:
     captions = ["a small bird with red wings and a long bill.", "this bird has a white tail against the snow."]
-    values, named = birds.said_by(captions)
+    values, named = said_by(captions)
     for caption, row, flags in zip(captions, values.tolist(), named.tolist(), strict=True):
         found = {
             name: choices[i] for (name, choices), i, flag in zip(ATTRIBUTES.items(), row, flags, strict=True) if flag

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlm_plugin.data import Problem, Record, list_splits, open_split
-from vlm_plugin.data.coco import is_coco, read_coco
+from vlm_plugin.data.layouts.coco import is_coco, read_coco
 
 ONE, TWO, THREE = "COCO_1.jpg", "COCO_2.jpg", "COCO_3.png"
 

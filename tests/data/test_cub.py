@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vlm_plugin.data import Problem, Record, find_layout, list_splits, open_split
-from vlm_plugin.data.cub import LAYOUT, read_cub
+from vlm_plugin.data.layouts.cub import LAYOUT, read_cub
 
 NAMES = [
     "001.Albatross/one.jpg",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm_plugin.data import Problem, Record, folder, list_splits, open_split
-from vlm_plugin.data.folder import folder_splits, is_folder, read_folder
+from vlm_plugin.data import Problem, Record, list_splits, open_split
+from vlm_plugin.data.layouts.folder import folder_splits, is_folder, read_folder
 
 Captions = dict[str, Sequence[str]]
 
@@ -395,7 +395,7 @@ def test_recognising_looks_no_further_than_the_first_pair(tmp_path: Path, monkey
     pairs(tmp_path, {"a/x.jpg": ["a dog"], "b/c/y.jpg": ["a cat"]})
     listed: list[str] = []
     scandir = os.scandir
-    monkeypatch.setattr(folder.os, "scandir", lambda path: (listed.append(Path(path).name), scandir(path))[1])
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(Path(path).name), scandir(path))[1])
     assert is_folder(tmp_path)
     assert listed == [tmp_path.name, "a"]
 
@@ -422,7 +422,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
-    monkeypatch.setattr(folder.os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(ValueError, match=r"locked: expected a folder of pictures, .* \(Permission denied\)"):
         read(tmp_path)
     assert is_folder(tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vlm_plugin.data import Problem, Record, list_splits, open_split
-from vlm_plugin.data.originals import read_originals
+from vlm_plugin.data.layouts.originals import read_originals
 
 KEYS = ["001.Albatross/one", "001.Albatross/two", "002.Wren/three"]
 

@@ -8,18 +8,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from vlm_plugin.data import coco, cub, folder, originals
-from vlm_plugin.data.birds import (
-    ATTRIBUTES,
-    BirdTruth,
-    contact_sheet,
-    make_birds,
-    said_by,
-    swap_caption,
-    swap_word,
-    true_pairs,
-)
+from vlm_plugin.data.birds.attributes import ATTRIBUTES
+from vlm_plugin.data.birds.captions import said_by, swap_caption, swap_word
+from vlm_plugin.data.birds.make import make_birds
+from vlm_plugin.data.birds.truth import BirdTruth, true_pairs
+from vlm_plugin.data.contact_sheet import contact_sheet
 from vlm_plugin.data.dataset import Batch, CaptionedImages, Sample, collate
+from vlm_plugin.data.layouts import coco, cub, folder, originals
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, Records, stop
 
 __all__ = [

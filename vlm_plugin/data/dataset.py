@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vlm_plugin.data.records import BadSampleError, MissingPictureError, Record, bad
-from vlm_plugin.vocabulary import MAX_WORDS, Vocabulary
+from vlm_plugin.data.images import load_image, to_tensor
+from vlm_plugin.data.records import BadSampleError, Record, bad
+from vlm_plugin.matcher.vocabulary import MAX_WORDS, Vocabulary
 
 # Pictures are resized to 76/64 of the wanted size and cropped, as StackGAN, AttnGAN and DF-GAN do.
 _RESIZE = (76, 64)
-# Half the side of the square around a bounding box, in units of the box's longer side.
-_BOX_MARGIN = 0.75
-_ORIENTATION = 0x0112
-# EXIF orientation -> what turns the stored pixels upright.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# 16-bit grey values (0 to 65535) to one of 8 bits.
-_TO_8_BITS = 257
 _SHOWN = 60
 
 
@@ -50,7 +34,7 @@ class Sample(NamedTuple):
     index: int
     """Position of the picture in the data set."""
     skipped: tuple[str, ...] = ()
-    """Files and keys of samples that this one stands in for, see `vlm_plugin.tools.training.Stream`."""
+    """Files and keys of samples that this one stands in for, see `vlm_plugin.training.stream.Stream`."""
 
     def in_place_of(self, skipped: Sequence[str]) -> Sample:
         """The same sample, standing in for others."""
@@ -169,106 +153,8 @@ class CaptionedImages(Dataset[Sample]):
         crop = image.resize((size, size), Image.Resampling.BILINEAR, box=region)
         if mirror:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        views = tuple(_tensor(crop.resize((s, s), Image.Resampling.BILINEAR)) for s in self._sizes)
+        views = tuple(to_tensor(crop.resize((s, s), Image.Resampling.BILINEAR)) for s in self._sizes)
         return views if isinstance(self.image_size, Sequence) else views[0]
-
-
-def _tensor(image: Image.Image) -> Tensor:
-    pixels = np.asarray(image, dtype=np.float32)
-    return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1).contiguous()
-
-
-def load_image(path: Path, box: tuple[float, float, float, float] | None = None) -> Image.Image:
-    """Reads a picture, turns it upright and crops it around a bounding box.
-
-    It is turned as its EXIF orientation says before anything else: boxes are in pixels of the upright picture.
-    Transparent pictures are laid over white, grey values of 16 bits are scaled to 8, and of several frames the first
-    one counts.
-
-    Args:
-        path: the file.
-        box: (x, y, width, height) in pixels, or None for the whole picture. What lies outside the picture is cut off.
-
-    Returns:
-        An RGB picture.
-
-    Raises:
-        MissingPictureError: there is no such file.
-        BadSampleError: the file cannot be read as a picture, has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (refused
-            before any is decoded) or floating-point values, or the box lies outside it. The message names the file.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            image = _read(path, file)
-    except (FileNotFoundError, NotADirectoryError):
-        raise bad(path, "expected a picture, found no such file", MissingPictureError) from None
-    except IsADirectoryError:
-        raise bad(path, "expected a picture, found a folder") from None
-    except PermissionError as error:
-        raise bad(path, f"expected a picture that may be read, got {error.strerror}") from None
-    if box is not None:
-        image = image.crop(_around(path, box, image.width, image.height))
-    return image
-
-
-def _read(path: Path, file: BinaryIO) -> Image.Image:
-    limit = Image.MAX_IMAGE_PIXELS
-    try:
-        with Image.open(file) as image:
-            # Up to twice its limit PIL itself only warns.
-            if limit is not None and image.width * image.height > limit:
-                raise bad(path, f"expected a picture of at most {limit} pixels, got {image.width} x {image.height}")
-            # First, for EXIF can lie behind the pixels, and `_upright` makes little of errors.
-            image.load()
-            return _rgb(path, _upright(image))
-    except BadSampleError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise bad(path, f"expected a picture of at most {limit} pixels, got more ({error})") from None
-    except UnidentifiedImageError:
-        raise bad(path, "expected a picture, got a file of no format that Pillow knows") from None
-    # A damaged picture can fail with many types of exception, SyntaxError and struct.error among them.
-    except Exception as error:
-        raise bad(path, f"expected a picture, but reading it failed ({type(error).__name__}: {error})") from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
-    except Exception:
-        # Unreadable notes beside sound pixels: shown as they are stored, as every viewer does.
-        turn = None
-    return image if turn is None else image.transpose(turn)
-
-
-def _rgb(path: Path, image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise bad(path, "expected a picture of whole numbers, got floating-point values, whose range is unknown")
-    clear = image.info.get("transparency")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int32)
-        if values.min() < 0 or values.max() > 255 * _TO_8_BITS:
-            raise bad(path, f"expected grey values of 0 to 65535, got {values.min()} to {values.max()}")
-        grey = (values + _TO_8_BITS // 2) // _TO_8_BITS
-        if clear is not None:
-            grey[values == clear] = 255
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if clear is not None or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _around(path: Path, box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
-    """The square around a box, cut off at the picture's border, as (left, top, right, bottom)."""
-    x, y, box_width, box_height = box
-    half = _BOX_MARGIN * max(box_width, box_height)
-    centre_x, centre_y = x + box_width / 2, y + box_height / 2
-    left, right = max(round(centre_x - half), 0), min(round(centre_x + half), width)
-    top, bottom = max(round(centre_y - half), 0), min(round(centre_y + half), height)
-    if right <= left or bottom <= top:
-        raise bad(path, f"expected a bounding box inside its {width} x {height} pixels, got {box}")
-    return left, top, right, bottom
 
 
 def caption_id(caption: str) -> int:

@@ -10,6 +10,8 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
+from vlm_plugin.files import digest
+
 
 class Record(NamedTuple):
     """One picture and what is known about it."""
@@ -188,3 +190,8 @@ class _Texts:
 
     def packed(self) -> _Packed:
         return _Packed(bytes(self._content), self._begins)
+
+
+def digest_records(records: Iterable[Record]) -> str:
+    """Names the keys and captions of pictures, in their order; not the pixels, which would all have to be read."""
+    return digest(line for record in records for line in (record.key, *record.captions))

@@ -1,0 +1,103 @@
+"""Checks of values that a caller hands over: each raises one error that names the argument."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import numbers
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+INTEGER_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+
+
+def check_integer(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+
+
+def check_captions(captions: Sequence[str], batch: int) -> list[str]:
+    if isinstance(captions, (str, bytes)) or not isinstance(captions, Sequence):
+        raise ValueError(f"captions: expected a list of {batch} strings, got {type(captions).__name__}")
+    if len(captions) != batch:
+        raise ValueError(f"captions: expected {batch} as there are images, got {len(captions)}")
+    for index, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            raise ValueError(f"captions[{index}]: expected a string, got {type(caption).__name__}")
+    return list(captions)
+
+
+def check_positive(**values: int) -> None:
+    """ValueError for a size that is no positive integer."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+
+
+def check_image_batch(images: Tensor, weight: Tensor) -> None:
+    """Verify what an encoder with the parameter `weight` is given as `images`; values are not looked at."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images: expected a Tensor (B, 3, H, W), got {type(images).__name__}")
+    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise ValueError(f"images: expected shape (B, 3, H, W) with B, H and W at least 1, got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise TypeError(f"images: expected floating-point values in [-1, 1], got {images.dtype}")
+    if images.device != weight.device:
+        raise ValueError(f"images: expected them on the encoder's device {weight.device}, got {images.device}")
+    if images.dtype != weight.dtype and not autocasts(images, weight):
+        raise TypeError(f"images: expected the encoder's dtype {weight.dtype}, got {images.dtype}, outside autocast")
+
+
+def autocasts(images: Tensor, weight: Tensor) -> bool:
+    """Whether autocast brings `images` and `weight` together; it leaves float64 as it is."""
+    return torch.is_autocast_enabled(images.device.type) and torch.float64 not in (images.dtype, weight.dtype)
+
+
+def as_integers(values: object, name: str) -> Tensor:
+    """Integers of a tensor, a numpy array of any byte order and strides, or a sequence, as a tensor.
+
+    Raises:
+        TypeError: they are none; the message begins with `name`.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iuO":
+        is_whole = values.dtype.kind != "O" or all(
+            isinstance(value, numbers.Integral) and not isinstance(value, bool) for value in values.flat
+        )
+        with contextlib.suppress(OverflowError):
+            # Torch takes neither arrays with negative strides nor those of another machine's byte order.
+            values = values.astype(np.int64) if is_whole else values
+    try:
+        found = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name}: expected integers, got {type(values).__name__} of other values") from None
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise TypeError(f"{name}: expected integers, got {found.dtype}")
+    return found
+
+
+def check_image_range(image_range: tuple[float, float]) -> tuple[float, float]:
+    try:
+        low, high = (float(value) for value in image_range)
+    except (TypeError, ValueError):
+        raise ValueError(f"image_range: expected (lowest, highest), got {image_range!r}") from None
+    if isinstance(image_range, str) or not low < high or math.isinf(high - low):
+        raise ValueError(f"image_range: expected (lowest, highest), both finite, got {image_range!r}")
+    return low, high
+
+
+def check_number(name: str, value: float, positive: bool = False) -> None:
+    expected = "a positive, finite number" if positive else "a finite number"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    if not math.isfinite(value) or (positive and value <= 0):
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+def first_tensor(*modules: nn.Module) -> Tensor | None:
+    """A floating-point tensor of the modules, which tells their device and dtype; None where they have none."""
+    tensors = itertools.chain.from_iterable((*m.parameters(), *m.buffers()) for m in modules)
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), None)

@@ -1,0 +1,91 @@
+"""The command line: `vlm-plugin`, also `python -m vlm_plugin`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from vlm_plugin import __version__
+from vlm_plugin.terminal import escape_unprintable
+
+# Name -> module of vlm_plugin.cli, and what it does.
+COMMANDS = {
+    "pretrain": ("pretrain", "train a matcher on captioned pictures"),
+    "data": ("data", "make data sets, check your own"),
+    "evaluate": ("evaluate", "compute every number about a generator, with a report"),
+    "report": ("report", "the report of one evaluated run, or of several side by side"),
+    "score": ("score", "score pictures of any generator against their captions"),
+    "judge": ("judge", "train the attribute classifier of the synthetic birds"),
+    "run-legacy": ("run_legacy", "run an original's script, unedited, on today's Python and torch"),
+    "patch": ("patch", "put the loss into a clone of an original trainer"),
+}
+
+
+class _Command(argparse.ArgumentParser):
+    """Imports the command's module when the command is chosen: what one command needs, the others do without."""
+
+    module: str | None = None
+
+    def parse_known_args(self, *arguments: object, **options: object) -> tuple[argparse.Namespace, list[str]]:
+        # Once, and not for the parsers below a command (`data check`), which are of this class as well.
+        if (name := self.module) is not None:
+            self.module = None
+            try:
+                module = importlib.import_module(f"vlm_plugin.cli.{name}")
+            except ImportError as error:
+                missing = error.__cause__ or error
+                self.exit(2, f'{self.prog}: {missing}: in the repository: pip install ".[eval]"\n')
+            module.add_arguments(self)
+            self.set_defaults(run=module.run)
+        return super().parse_known_args(*arguments, **options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command; its arguments are added when it is parsed."""
+    root = argparse.ArgumentParser(
+        prog="vlm-plugin", description="Dual vision-language matching for text-to-image GANs"
+    )
+    root.add_argument("--version", action="version", version=__version__)
+    commands = root.add_subparsers(dest="command", required=True, parser_class=_Command)
+    for name, (module, description) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=description, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        command.module = module
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; what the user got wrong is one line on stderr and exit status 2, Ctrl-C one and 130."""
+    escape_unprintable()
+    name = "vlm-plugin"
+    try:
+        arguments = parser().parse_args(argv)
+        name = f"vlm-plugin {arguments.command}"
+        _check_one_process(arguments.command)
+        return arguments.run(arguments) or 0
+    except KeyboardInterrupt as error:
+        # A command may say what it has kept.
+        print(f"{name}: interrupted{f'; {error}' if error.args else ''}", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        # By its name: not every command loads torch.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(f"{name}: {error} Try a smaller --batch, or a CPU (--device cpu)", file=sys.stderr)
+        return 2
+
+
+def _check_one_process(command: str) -> None:
+    """Several processes would each do all the work and overwrite each other's files."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    # An original's script may well join ranks by itself.
+    if world != "1" and command != "run-legacy":
+        raise ValueError(f"expected one process: start it without torchrun, got WORLD_SIZE {world}")

@@ -1,0 +1,1 @@
+"""Synthetic birds with captions whose truth is known."""

@@ -1,0 +1,328 @@
+"""Looks at every picture and caption of a data folder and says what is there and what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+from vlm_plugin.data import (
+    CaptionedImages,
+    Problem,
+    Record,
+    Records,
+    contact_sheet,
+    find_layout,
+    list_splits,
+    open_split,
+)
+from vlm_plugin.data.images import load_image, to_image
+from vlm_plugin.data.records import BadSampleError, MissingPictureError
+from vlm_plugin.matcher.vocabulary import END, MAX_WORDS, Vocabulary
+
+SHEET_PICTURES, SHEET_COLUMNS, SHEET_SIZE = 24, 6, 192
+PRINTED = 10
+# A shorter side below this leaves the encoders little to see.
+SMALL = 32
+_ORIENTATION = 0x0112
+_WHAT_HAPPENS = {
+    "EXIF rotation": "turned upright, as its EXIF notes say",
+    "transparency": "laid over white",
+    "palette": "read as RGB",
+    "CMYK": "converted to RGB without a colour profile",
+    "16-bit": "scaled to 8 bits",
+}
+
+
+class Finding(NamedTuple):
+    """Something that a user of the data should know."""
+
+    kind: str
+    """What findings are grouped by."""
+    where: str
+    what: str
+    fatal: bool
+    """Training stops on it, or numbers would be wrong; else training copes, and `what` says how."""
+
+
+class Split(NamedTuple):
+    """What a split holds; of numbers, the least, the median and the greatest."""
+
+    name: str
+    pictures: int
+    captions: int
+    classes: int
+    words: int
+    """Distinct words."""
+    lengths: tuple[float, float, float]
+    """Words of a caption."""
+    sizes: tuple[tuple[int, int], ...]
+    """(width, height) in pixels, ordered by area; none if no picture could be read."""
+    boxes: int
+
+
+class Report(NamedTuple):
+    """What `check` found."""
+
+    root: Path
+    layout: str
+    made: bool
+    """The test split is the tenth that `open_split` takes of train."""
+    splits: list[Split]
+    unseen: tuple[int, float] | None
+    """Distinct words of test captions that no train caption has, and their share of all words there."""
+    findings: list[Finding]
+    shown: list[Record]
+    """Pictures for `draw_sheet`, spread over the train split (else the first that has any); none if all are bad."""
+
+    @property
+    def fatal(self) -> int:
+        """How many findings are fatal."""
+        return sum(finding.fatal for finding in self.findings)
+
+
+class _Look(NamedTuple):
+    """One picture."""
+
+    size: tuple[int, int] | None
+    bytes: int
+    findings: list[Finding]
+
+
+def check(root: str | Path) -> Report:
+    """Read every picture and caption of a data folder. Nothing is written.
+
+    Args:
+        root: the data folder.
+
+    Returns:
+        What is there and every problem.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such folder, or it has no known layout.
+    """
+    root = Path(root)
+    layout = find_layout(root)
+    findings: dict[Finding, None] = {}
+
+    def complain(problem: Problem) -> None:
+        kind = "missing files" if problem.missing else "metadata and captions"
+        findings[Finding(kind, problem.where, problem.what, problem.fatal)] = None
+
+    there = {*list_splits(root), "train"}
+    known = [name for name in ("train", "validation", "test") if name in there]
+    names = [*known, *sorted(there.difference(known))]
+    own = layout.splits(root)
+    splits: list[Split] = []
+    good: dict[str, list[Record]] = {}
+    files: dict[tuple[int, str], list[tuple[str, Path]]] = {}
+    sized: dict[int, list[tuple[str, Path]]] = defaultdict(list)
+    words: dict[str, dict[str, int]] = {}
+    for name in names:
+        if name == "train" and "train" not in own:
+            complain(Problem(str(root), f"expected a train split, found {', '.join(own) or 'none'}"))
+            continue
+        records = open_split(root, name, complain)
+        looks = _look_at_all(records, name)
+        words[name], lengths, told = _captions(records)
+        found = [finding for look in looks for finding in look.findings]
+        findings |= dict.fromkeys(found + told)
+        splits.append(_statistics(name, records, looks, words[name], lengths))
+        good[name] = [record for record, look in zip(records, looks, strict=True) if look.size is not None]
+        for record, look in zip(records, looks, strict=True):
+            if look.bytes:
+                sized[look.bytes].append((name, record.image))
+    for same_size in sized.values():
+        if len(same_size) > 1:  # only those can be equal, and only those are read again
+            for name, path in same_size:
+                files.setdefault((path.stat().st_size, _digest(path)), []).append((name, path))
+    findings |= dict.fromkeys(_duplicates(files.values()))
+    sound = next((records for records in good.values() if records), [])
+    shown = sound[:: max(len(sound) // SHEET_PICTURES, 1)][:SHEET_PICTURES]
+    made = "test" in names and "test" not in own
+    return Report(root, layout.looks_like, made, splits, _unseen(words), list(findings), shown)
+
+
+def _look_at_all(records: Records, name: str) -> list[_Look]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bar = tqdm(pool.map(_look_at, records), total=len(records), desc=name, leave=False, dynamic_ncols=True)
+        return list(bar)
+
+
+def _look_at(record: Record) -> _Look:
+    """Decode a picture as training does, and note what training does to it."""
+    path, box = record.image, record.box
+    try:
+        load_image(path, box)
+    except MissingPictureError:
+        return _Look(None, 0, [Finding("missing files", str(path), "expected a picture, found no such file", True)])
+    except BadSampleError as error:
+        return _Look(None, 0, [Finding(_kind(path), str(path), str(error).removeprefix(f"{path}: "), True)])
+    with Image.open(path) as image:
+        width, height = image.size
+        notes = _treatment(image)
+    if notes.get("EXIF rotation", 1) >= 5:  # a quarter turn
+        width, height = height, width
+    found = [Finding(kind, str(path), _WHAT_HAPPENS[kind], False) for kind in notes]
+    if min(width, height) < SMALL:
+        found.append(Finding("very small pictures", str(path), f"{width} x {height} pixels, enlarged", False))
+    if box is not None and not (box[0] >= 0 and box[1] >= 0 and box[0] + box[2] <= width and box[1] + box[3] <= height):
+        what = f"the box {box} reaches beyond the {width} x {height} pixels; it is cut off there"
+        found.append(Finding("boxes that reach outside", str(path), what, False))
+    return _Look((width, height), path.stat().st_size, found)
+
+
+def _treatment(image: Image.Image) -> dict[str, int]:
+    """What training does to a picture: kinds of `_WHAT_HAPPENS`, the rotation's with its number."""
+    kinds = {}
+    try:
+        turn = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged notes beside sound pixels, which training ignores as well
+        turn = 1
+    if isinstance(turn, int) and 2 <= turn <= 8:
+        kinds["EXIF rotation"] = turn
+    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        kinds["transparency"] = 1
+    if image.mode in ("P", "PA"):
+        kinds["palette"] = 1
+    if image.mode == "CMYK":
+        kinds["CMYK"] = 1
+    if image.mode.startswith("I"):
+        kinds["16-bit"] = 1
+    return kinds
+
+
+def _kind(path: Path) -> str:
+    """Whether the picture or its box is to blame."""
+    try:
+        load_image(path)
+    except BadSampleError:
+        return "unreadable pictures"
+    return "boxes outside the picture"
+
+
+def _captions(records: Records) -> tuple[dict[str, int], list[int], list[Finding]]:
+    """Words with how often they occur, lengths of the captions, and what is wrong with these."""
+    tokenizer = Vocabulary([END], unknown=None)
+    counts: dict[str, int] = defaultdict(int)
+    lengths: list[int] = []
+    found: list[Finding] = []
+    long = 0
+    for record in records:
+        own = [tokenizer.tokenize(caption) for caption in record.captions]
+        empty = [caption for caption, tokens in zip(record.captions, own, strict=True) if not tokens]
+        for caption in empty:
+            what = f"expected a caption with a word, got {caption!r:.80}"
+            rest = "" if len(empty) == len(own) else "; the picture's others are used"
+            found.append(Finding("captions without a word", record.key, what + rest, not rest))
+        for tokens in own:
+            lengths.append(len(tokens))
+            long += len(tokens) > MAX_WORDS
+            for token in tokens:
+                counts[token] += 1
+    if long:
+        what = f"{long} of {len(lengths)} captions have more than {MAX_WORDS} words; of these that many are kept"
+        found.append(Finding("long captions", "captions", what, False))
+    return dict(counts), lengths, found
+
+
+def _statistics(
+    name: str, records: Records, looks: Sequence[_Look], words: dict[str, int], lengths: list[int]
+) -> Split:
+    sizes = sorted((look.size for look in looks if look.size is not None), key=lambda size: size[0] * size[1])
+    classes = {record.class_id for record in records} - {None}
+    boxes = sum(record.box is not None for record in records)
+    spread = (min(lengths), statistics.median(lengths), max(lengths)) if lengths else (0, 0, 0)
+    shown = (sizes[0], sizes[len(sizes) // 2], sizes[-1]) if sizes else ()
+    return Split(name, len(records), len(lengths), len(classes), len(words), spread, shown, boxes)
+
+
+def _unseen(words: dict[str, dict[str, int]]) -> tuple[int, float] | None:
+    if not words.get("train") or not words.get("test"):
+        return None
+    new = {word: count for word, count in words["test"].items() if word not in words["train"]}
+    return len(new), sum(new.values()) / sum(words["test"].values())
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _duplicates(groups: Iterable[list[tuple[str, Path]]]) -> list[Finding]:
+    found = []
+    for group in groups:
+        if len(group) < 2:
+            continue
+        first_split, first = group[0]
+        for split, path in group[1:]:
+            if path == first:
+                continue
+            if split == first_split:
+                what = f"the same file as {first}"
+                found.append(Finding("pictures twice in a split", str(path), what, False))
+            else:
+                what = f"the same file as {first}: {first_split} and {split} share it, so numbers on {split} mislead"
+                found.append(Finding("pictures in two splits", str(path), what, True))
+    return found
+
+
+def draw_sheet(report: Report, path: str | Path) -> None:
+    """Write a PNG of captioned pictures as training sees them.
+
+    Args:
+        report: of `check`, with pictures to show.
+        path: the file; keep it out of the data folder, whose readers would take it for one of the pictures.
+    """
+    images = CaptionedImages(report.shown, SHEET_SIZE, train=False)
+    pictures = [to_image(images[number].image) for number in range(len(report.shown))]
+    contact_sheet(pictures, [record.captions[0][:200] for record in report.shown], SHEET_COLUMNS, path, SHEET_SIZE)
+
+
+def render(report: Report, most: int | None = PRINTED) -> str:
+    """The report as text.
+
+    Args:
+        report: of `check`.
+        most: findings of a kind that are listed; None for all.
+    """
+    made = "; the test split is made of a tenth of train, chosen by a hash of the names" if report.made else ""
+    lines = [f"{report.root}: {report.layout}{made}", "", _table(report.splits)]
+    if report.unseen is not None:
+        lines += ["", f"words of test that train never says: {report.unseen[0]} ({report.unseen[1]:.1%} of all words)"]
+    kinds: dict[tuple[bool, str], list[Finding]] = defaultdict(list)
+    for finding in report.findings:
+        kinds[not finding.fatal, finding.kind].append(finding)
+    for (harmless, kind), group in sorted(kinds.items()):
+        lines += ["", f"{'note' if harmless else 'FATAL'}: {kind} ({len(group)})"]
+        # From the data folder on: whole paths would push what matters out of sight.
+        places = [finding.where.removeprefix(f"{report.root}{os.sep}") for finding in group[:most]]
+        lines += [f"  {place}: {finding.what}" for place, finding in zip(places, group, strict=False)]
+        if most is not None and len(group) > most:
+            lines.append(f"  and {len(group) - most} more")
+    notes = len(report.findings) - report.fatal
+    return "\n".join(
+        [*lines, "", f"{report.fatal} fatal problems, {notes} notes" if report.findings else "no problems"]
+    )
+
+
+def _table(splits: Sequence[Split]) -> str:
+    head = ("split", "pictures", "captions", "classes", "boxes", "words", "words a caption", "width x height")
+    rows = [_row(split) for split in splits]
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in [head, *rows]]
+    return "\n".join([*lines, "(least / median / greatest)"])
+
+
+def _row(split: Split) -> tuple[str, ...]:
+    lengths = " / ".join(f"{length:g}" for length in split.lengths)
+    sizes = " / ".join(f"{width}x{height}" for width, height in split.sizes)
+    counts = (split.pictures, split.captions, split.classes or "none", split.boxes or "none", split.words)
+    return (split.name, *map(str, counts), lengths, sizes or "none readable")

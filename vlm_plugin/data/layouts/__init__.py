@@ -1,0 +1,1 @@
+"""How captioned pictures lie on disk: one module a layout."""

@@ -1,0 +1,109 @@
+"""What the readers share: text of any encoding, captions one a line, and the names that an index gives."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from vlm_plugin.data.records import Complain, Problem
+
+# In lower case; the first are preferred where several pictures would fit.
+PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# Not splitlines(), here and where this is used: text may hold further characters that it takes for line ends.
+LINE_END = re.compile(r"\r\n|\r|\n")
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def read_text(path: Path, complain: Complain) -> str | None:
+    """Reads a text file as UTF-8 (a byte order mark is dropped), or as Latin-1 where it is not valid UTF-8.
+
+    Args:
+        path: the file.
+        complain: called with a missing or unreadable file, one that is no text (fatal), and one that is not UTF-8 (not
+            fatal).
+
+    Returns:
+        The text with its line ends as they are, None after a fatal problem.
+    """
+    return _read(path, "a text file", complain)
+
+
+def caption_lines(path: Path, complain: Complain) -> tuple[str, ...]:
+    """Reads captions, one a line, stripped of surrounding white space; blank lines are skipped.
+
+    Args:
+        path: the file.
+        complain: called as by `read_text`, and with a file without captions (fatal); all of it is about one picture.
+
+    Returns:
+        The captions, none after a fatal problem.
+    """
+
+    def about_one(problem: Problem) -> None:
+        complain(problem._replace(picture=True))
+
+    text = _read(path, "the captions of a picture, one a line", about_one)
+    if text is None:
+        return ()
+    captions = tuple(line.strip() for line in LINE_END.split(text) if line.strip())
+    if not captions:
+        about_one(Problem(str(path), "expected at least one caption, got an empty file"))
+    return captions
+
+
+def checked_name(where: str, name: object, complain: Complain) -> str | None:
+    """A file name out of an index, which may come from anywhere: it may name files of the data folder and no others.
+
+    Args:
+        where: the index, for the message.
+        name: what stands there.
+        complain: called (fatal) with anything but a relative path that stays inside the folder on every system.
+
+    Returns:
+        The path, its parts separated by "/" on every system, None after a problem.
+    """
+    if not isinstance(name, str):
+        complain(Problem(where, f"expected names that are strings, got {name!r:.200} of type {type(name).__name__}"))
+        return None
+    parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
+    leaves = not parts or ".." in parts or "" in parts or "\0" in name or _DRIVE.match(parts[0])
+    if leaves or not _is_file_name(name):
+        complain(Problem(where, f"expected names of files inside the data folder, got {name!r:.200}"))
+        return None
+    return "/".join(parts)
+
+
+def without_extension(name: str) -> str:
+    """The name without its extension if that is a picture's, in any case; other dots are part of the name."""
+    stem, extension = os.path.splitext(name)
+    return stem if extension.lower() in PICTURE_EXTENSIONS else name
+
+
+def _read(path: Path, expected: str, complain: Complain) -> str | None:
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        complain(Problem(str(path), f"expected {expected}, found no such file", missing=True))
+        return None
+    except OSError as error:
+        complain(Problem(str(path), f"expected {expected}, but reading it failed ({error.strerror})"))
+        return None
+    if b"\0" in content:
+        complain(Problem(str(path), f"expected {expected}, got NUL bytes, as UTF-16 and binary files have them"))
+        return None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"expected UTF-8, got byte 0x{content[error.start]:02x} at position {error.start}; it is read as Latin-1"
+        complain(Problem(str(path), what, fatal=False))
+        return content.decode("latin-1")
+
+
+def _is_file_name(text: str) -> bool:
+    """Whether the system can write it: a pickle or JSON may hold lone surrogates."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True

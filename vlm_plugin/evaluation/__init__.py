@@ -1,0 +1,1 @@
+"""Computes every number about a generator."""

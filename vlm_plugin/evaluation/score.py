@@ -1,0 +1,203 @@
+"""Scores pictures that any generator drew: VLMS, the three levels, and the words that each picture misses most.
+
+The rows come best first: by VLMS or, where the matcher has no scorer, by the global level. Take a matcher that had no
+part in training the generator: to the one that trained it every picture looks better than it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlm_plugin.data.captions import counted, natural_key
+from vlm_plugin.data.images import central_square, load_image
+from vlm_plugin.features import Features
+from vlm_plugin.matcher.vlm import VLM, check_scorer
+from vlm_plugin.matching import GAMMA1, GAMMA2, context_cosines, global_scores, local_scores
+from vlm_plugin.metrics.base import mean_and_spread
+from vlm_plugin.training.ranks import progress
+
+COLUMNS = ("file_name", "caption", "vlms", "local", "global", "general", "missed")
+FOLDS = 10
+_OTHERS = 32
+# With fewer pictures there are no two others to compare with.
+_FEWEST = 3
+_MISSED = 3
+# Cosines of one picture in two batches differ by rounding, far below this.
+_TIE = 1e-5
+_SHOWN = 3
+
+
+class Row(NamedTuple):
+    """One picture and how well it fits its caption."""
+
+    file_name: str
+    """Its path within the folder, parts separated by "/"."""
+    caption: str
+    vlms: float | None
+    """The scorer's score in (0, 1), the sigmoid of `general`; None where the matcher has no scorer."""
+    local_score: float
+    """`vlm_plugin.matching.local_scores` of the pair."""
+    global_score: float
+    """Cosine of the global vectors, in [-1, 1]."""
+    general: float | None
+    """The scorer's logit; None where the matcher has no scorer."""
+    missed: tuple[tuple[str, float], ...]
+    """Up to three words that the picture misses, worst first, and the cosine of each with what it attends to."""
+
+
+@torch.no_grad()
+def score(vlm: VLM, images: str | Path, captions: Mapping[str, str], *, batch: int = 32) -> list[Row]:
+    """Score every picture with its caption.
+
+    The whole picture is scored, not the crop of training: it is resized until its shorter side is what the matcher's
+    image encoder takes; of a picture that is not square the central square counts.
+
+    A word is missed if another picture shows it better. For up to 32 pictures of the same set (a fixed draw), the
+    cosine of the word's vector with the context that it attends to is taken; the words are ranked by how far the
+    picture's own cosine lies below the best of these, and words that no other picture shows better are left out. It is
+    a ranking: a picture that fits its caption has such words too. The plain cosine, which decides where there are fewer
+    than three pictures, ranks function words ("with", "a") first in every caption; the mean over the other pictures in
+    place of the best finds fewer wrong words. Words that the matcher does not know are never missed.
+
+    Args:
+        vlm: the matcher.
+        images: the folder.
+        captions: a picture's path within the folder -> its caption, as `read_captions` returns them.
+        batch: pictures at a time; changes numbers by rounding alone.
+
+    Returns:
+        A row for each caption, best first (see the module); scores that agree in four significant digits stand in
+        natural order of the file names.
+
+    Raises:
+        FileNotFoundError: a picture is missing.
+        ValueError: no captions, a batch below 1, a picture that cannot be read, or a caption without a word that the
+            matcher knows. The message names the picture. Or a scorer that was trained on other encoders.
+    """
+    if batch < 1:
+        raise ValueError(f"batch: expected at least 1 picture, got {batch}")
+    if not captions:
+        raise ValueError("captions: expected at least one, got none")
+    if vlm.scorer is not None:
+        check_scorer(vlm)
+    vlm.eval()
+    names = sorted(captions, key=natural_key)
+    words = {name: _words(vlm, name, captions[name]) for name in names}
+    drawn = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))[:_OTHERS].tolist()
+    others = vlm.encode_image(_load(vlm, images, [names[i] for i in drawn])) if len(names) >= _FEWEST else None
+    rows = []
+    for start in progress(range(0, len(names), batch), desc="score"):
+        part = names[start : start + batch]
+        image = vlm.encode_image(_load(vlm, images, part))
+        text = vlm.encode_text([captions[name] for name in part])
+        logits = None if vlm.scorer is None else vlm.scorer(image, text, "caption").cpu().double()
+        elsewhere = None if others is None else context_cosines(others, text, GAMMA1).cpu()
+        for i, name in enumerate(part):
+            pair = _row(image, i), _row(text, i)
+            own = context_cosines(*pair, GAMMA1)[0, 0].cpu()
+            short = -own
+            if elsewhere is not None:
+                # The picture itself may be among them: it is not better than itself.
+                short = elsewhere[:, i].amax(0) - own
+            rows.append(
+                Row(
+                    file_name=name,
+                    caption=captions[name],
+                    vlms=None if logits is None else float(logits[i].sigmoid()),
+                    local_score=float(local_scores(*pair, GAMMA1, GAMMA2)),
+                    global_score=float(global_scores(*pair)),
+                    general=None if logits is None else float(logits[i]),
+                    missed=_missed(vlm, words[name], own.tolist(), short.tolist(), others is not None),
+                )
+            )
+    # By the scores as they are written, so that rounding decides no tie. The names were in natural order.
+    return sorted(rows, key=lambda row: -float(_number(_rank(row))))
+
+
+def _rank(row: Row) -> float:
+    return row.global_score if row.vlms is None else row.vlms
+
+
+def _number(value: float | None) -> str:
+    # A score's sixth digit depends on the batch that its picture was in.
+    return "" if value is None else f"{value:.4g}"
+
+
+def _words(vlm: VLM, name: str, caption: str) -> list[str]:
+    try:
+        return vlm.words(caption)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _load(vlm: VLM, images: str | Path, names: Iterable[str]) -> Tensor:
+    """`(B, 3, S, S)` in [-1, 1] on the matcher's device."""
+    size = vlm.image_encoder.input_size
+    pictures = [central_square(load_image(Path(images, name)), size) for name in names]
+    return torch.stack(pictures).to(vlm.device)
+
+
+def _row(features: Features, index: int) -> Features:
+    return Features(*(part[index : index + 1] for part in features))
+
+
+def _missed(
+    vlm: VLM, words: Sequence[str], own: Sequence[float], short: Sequence[float], compared: bool
+) -> tuple[tuple[str, float], ...]:
+    """The words that fall short most, with their own cosines; behind the words' values may stand those of padding."""
+    known = [i for i, word in enumerate(words) if word != vlm.vocabulary.unknown and (short[i] > _TIE or not compared)]
+    return tuple((words[i], own[i]) for i in sorted(known, key=lambda i: -short[i])[:_MISSED])
+
+
+def write_scores(rows: Iterable[Row], path: str | Path) -> None:
+    """Write rows as CSV in UTF-8, with the header `COLUMNS`.
+
+    Scores have four significant digits, an absent one is an empty field; missed words stand as "wings 0.12; black
+    0.20". The file is written beside and renamed, so a kill at any moment leaves a whole one or none.
+    """
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(COLUMNS)
+    for row in rows:
+        numbers = (row.vlms, row.local_score, row.global_score, row.general)
+        table.writerow((row.file_name, row.caption, *map(_number, numbers), _sentence(row.missed)))
+    path = Path(path)
+    temporary = path.with_name(path.name + ".part")
+    # File names that are no valid UTF-8, and what JSON may hold, arrive with lone surrogates.
+    temporary.write_bytes(text.getvalue().encode("utf-8", "backslashreplace"))
+    os.replace(temporary, path)
+
+
+def _sentence(missed: Sequence[tuple[str, float]]) -> str:
+    return "; ".join(f"{word} {cosine:.2f}" for word, cosine in missed)
+
+
+def describe(rows: Sequence[Row]) -> str:
+    """Mean VLMS and its spread over ten parts (without a scorer, mean levels), then the best and the worst rows.
+
+    Args:
+        rows: at least one, best first.
+    """
+    ordered = sorted(rows, key=lambda row: natural_key(row.file_name))
+    title = "VLMS" if rows[0].vlms is not None else "global level (the matcher has no scorer, hence no VLMS)"
+    mean, spread = mean_and_spread(torch.tensor([_rank(row) for row in ordered], dtype=torch.float64), FOLDS)
+    enough = len(rows) >= 2 * FOLDS
+    deviation = f"spread {spread:.4f} over {FOLDS} folds" if enough else f"no spread below {2 * FOLDS} pictures"
+    lines = [f"{title}: mean {mean:.4f}, {deviation}, {counted(rows, 'picture')}"]
+    for name, shown in (("best", rows[:_SHOWN]), ("worst", rows[_SHOWN:][-_SHOWN:])):
+        lines += [f"{name:5s}  {_rank(row):.3f}  {row.file_name}  {_shortened(row)}" for row in shown]
+    return "\n".join(lines)
+
+
+def _shortened(row: Row) -> str:
+    caption = " ".join(row.caption.split())
+    caption = caption if len(caption) <= 80 else caption[:77] + "..."
+    return f"{caption}  (missed: {_sentence(row.missed)})" if row.missed else caption

@@ -1,0 +1,143 @@
+"""What a training run shows: table, report, grids, curves and attention, from the test split at fixed noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from easydict import EasyDict
+from torch import Tensor
+
+from vlm_plugin import VLM, distributed
+from vlm_plugin.data import BirdTruth, Record, Records
+from vlm_plugin.data.images import from_bytes, to_bytes
+from vlm_plugin.evaluation.captions import other_pictures, spread, usable_records
+from vlm_plugin.evaluation.examination import ATTENTION, Examination, choose_evaluator, keep_results
+from vlm_plugin.evaluation.painter import Painter
+from vlm_plugin.evaluation.table import Named
+from vlm_plugin.files import read_file, whole, write_file
+from vlm_plugin.gans.trainer import Trainer
+from vlm_plugin.matcher.vocabulary import Vocabulary
+from vlm_plugin.report.sheets import attention_sheet, loss_curves, sample_sheet
+from vlm_plugin.training.run_folder import Log
+from vlm_plugin.training.skipped import LeftOut, open_records
+
+
+class Show:
+    """The run's table and pictures, made from the test split at fixed noise by rank 0.
+
+    Attributes:
+        records: the test pictures that they are made from.
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        data: Path,
+        truth: BirdTruth | None,
+        matcher: VLM,
+        options: dict[str, Any],
+        settings: EasyDict,
+        trainer: Trainer,
+        left_out: LeftOut,
+    ) -> None:
+        self.folder, self.matcher, self.left_out, self._data = run_folder, matcher, left_out, data
+        self.skip_bad, self.size = options["skip_bad"], trainer.image_size
+        self._trainer = trainer
+        named = Named(Path(options["vlm"] or options["text_encoder"]).name, matcher)
+        evaluator = choose_evaluator(None, truth, named)
+        evaluator.vlm.to(matcher.device)
+        # Now and not at the end: a missing file should not cost a whole run.
+        test = self._open("test")
+        # A run of an earlier release goes on with the first ones, with which it began.
+        chosen = spread(test, settings.evaluated) if options.get("spread") else test[: settings.evaluated]
+        self.records = self._usable("test", chosen, matcher.vocabulary)
+        count = len(self.records)
+        others = self._usable("train", other_pictures(self._open("train"), count, truth), None)
+        if distributed.rank() == 0:
+            self.examination = Examination(
+                data, self.records, others, self.size, evaluator, matcher=named,
+                trained_with=options["trained_with"], truth=truth, count=count,
+            )  # fmt: skip
+        # What it drew before its first step is wanted at the end: a file that cannot be read is told of now.
+        self._before()
+        # The noise of one seed whatever the run's: runs of several seeds are compared at the same noise.
+        self.painter = Painter(trainer.sample, matcher, trainer.noise_dim)
+
+    def remember(self, name: str) -> None:
+        """Keep the generator's present pictures, also across a kill."""
+        if distributed.rank() == 0:
+            drawn = torch.cat([to_bytes(batch) for batch in self._drawn()])
+            shown = to_bytes(self.examination.draw_shown(self.painter))
+            write_file({"pictures": drawn, "shown": shown}, self.folder / f"{name}.pt")
+
+    def grid(self, name: str, path: Path) -> None:
+        """A captioned grid of the present generator at the fixed noise."""
+        self._sheet(path, {name: self.examination.draw_shown(self.painter)})
+
+    def finish(self) -> None:
+        """Print the table, and write it, the report and the pictures."""
+        examination = self.examination
+        before = self._before()
+        examination.add_real()
+        if before:
+            examination.table.add("before", map(from_bytes, before["pictures"].split(examination.batch)))
+        examination.table.add("after", self._drawn())
+        print("\n" + examination.table.text_table() + "\n", flush=True)
+        shown = {"before": from_bytes(before["shown"])} if before else {}
+        shown["after"] = examination.draw_shown(self.painter)
+        self._sheet(self.folder / "samples.png", shown)
+        written = ["samples.png"]
+        if rows := Log.read(self.folder / "log.jsonl"):
+            loss_curves(self.folder / "curves.png", rows)
+            written.append("curves.png")
+        if hasattr(self.matcher.image_encoder, "grid"):
+            self._attention(self.folder / "attention.png")
+            written.append("attention.png")
+        manifest = examination.manifest(self._trainer.average, truncation=None, ema=True)
+        album = examination.album(self.painter, shown, "after")
+        # A resumed run may hold those of an evaluation that took longer than this.
+        keep_results(self.folder)
+        written = [*examination.write(self.folder, manifest, album), *written]
+        print(f"written to {self.folder}: {', '.join(written)}", flush=True)
+
+    def _before(self) -> dict[str, Tensor]:
+        """The bytes that `remember` kept so; empty where the file is gone, for the row is not worth the run."""
+        file = self.folder / "before.pt"
+        if not file.is_file():
+            return {}
+        content = read_file(file, "file of pictures, which may be deleted, and the row with it")
+        with whole(file):
+            return {name: content[name] for name in ("pictures", "shown")}
+
+    def _open(self, split: str) -> Records:
+        records, lost = open_records(self._data, split, self.skip_bad)
+        self.left_out.add(lost)
+        return records
+
+    def _usable(self, split: str, records: Sequence[Record], vocabulary: Vocabulary | None) -> list[Record]:
+        """The records with a readable picture and a caption that says something; others are an error, or skipped."""
+        usable, skipped = usable_records(records, self.size, self.skip_bad, vocabulary)
+        if skipped and distributed.rank() == 0:
+            print(f"left out {len(skipped)} of {len(records)} pictures of the {split} split", flush=True)
+        self.left_out.add(skipped)
+        return usable
+
+    def _drawn(self) -> Iterator[Tensor]:
+        return self.painter.all(self.examination.captions, self.examination.batch)
+
+    def _sheet(self, path: Path, generated: dict[str, Tensor]) -> None:
+        examination = self.examination
+        columns = {"real": examination.real(examination.shown)[:, None], **generated}
+        sample_sheet(path, examination.shown_captions(), {name: list(c) for name, c in columns.items()})
+
+    def _attention(self, path: Path) -> None:
+        """Where the matcher looks, on the real and on the generated picture of the first captions."""
+        numbers = self.examination.shown[:ATTENTION]
+        captions = [self.examination.captions[number] for number in numbers]
+        real, fake = self.examination.real(numbers), self.painter.some(captions, numbers)
+        both = torch.stack([real, fake], dim=1).flatten(0, 1)
+        rows = [caption for caption in captions for _ in range(2)]
+        attention_sheet(path, self.matcher, both.to(self.matcher.device), rows)

@@ -1,0 +1,316 @@
+"""What the baselines' trainers share: a generator, its averaged copy, discriminators, two Adams, and their files."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from easydict import EasyDict
+from torch import Tensor, nn
+
+from vlm_plugin import VLM, DualVLMLoss, Features, distributed
+from vlm_plugin.data.dataset import Batch
+from vlm_plugin.files import read_checkpoint, read_file, whole, write_file
+from vlm_plugin.gans.saved import Saved, check_weights, load_weights, state_dicts
+from vlm_plugin.matcher.choose import PACKAGED
+from vlm_plugin.matching import unit
+from vlm_plugin.training import stream as stream
+from vlm_plugin.training.device import autocast
+from vlm_plugin.training.ranks import average_gradients
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move an exponential moving average of weights towards `network`; buffers are copied."""
+    for mean, value in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+    for mean, value in zip(average.buffers(), network.buffers(), strict=True):
+        mean.copy_(value)
+
+
+class Trainer(abc.ABC):
+    """Networks and optimisers of a GAN; a baseline adds its `step`.
+
+    Args:
+        settings: `generator_lr`, `discriminator_lr`, `adam_betas`, `ema` and `normalise_text` are read here.
+        generator: the generator.
+        discriminators: by name; the names stand in checkpoints.
+        noise_dim: width of the noise that a picture needs.
+        image_size: side of the finished pictures.
+        device: where to train.
+        dtype: autocast type.
+
+    Attributes:
+        name: stands in the files that `save_start` writes.
+        learns_from_matcher: the matcher trains the generator in plain runs too, so that its scores are circular there.
+        trained_with: of the networks that `load_start` took, see `Saved`.
+        start_is_checked: they say which text encoder conditioned them; published ones do not.
+    """
+
+    name: str
+    learns_from_matcher = False
+
+    def __init__(
+        self,
+        settings: EasyDict,
+        generator: nn.Module,
+        discriminators: Mapping[str, nn.Module],
+        *,
+        noise_dim: int,
+        image_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.noise_dim, self.image_size, self.device, self.dtype = noise_dim, image_size, device, dtype
+        self.trained_with: frozenset[str] = frozenset()
+        self.start_is_checked = True
+        self.ema, self.seed = settings.ema, int(torch.initial_seed() % 2**31)
+        self.normalise_text = settings.normalise_text
+        self.generator = self._place(generator)
+        self.discriminators = {name: self._place(network) for name, network in discriminators.items()}
+        self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
+        self._judging = [p for n in self.discriminators.values() for p in n.parameters() if p.requires_grad]
+        betas = tuple(settings.adam_betas)
+        self._generator_adam = torch.optim.Adam(self.generator.parameters(), settings.generator_lr, betas)
+        self._discriminator_adam = torch.optim.Adam(self._judging, settings.discriminator_lr, betas)
+
+    @abc.abstractmethod
+    def step(self, batch: Batch, text: Features, step: int, vlm_loss: DualVLMLoss | None) -> dict[str, Tensor]:
+        """One update of every network.
+
+        Args:
+            batch: real pictures `(B, 3, S, S)` in [-1, 1] on the device, with class ids.
+            text: the captions' Features.
+            step: number of the step, decides the noise.
+            vlm_loss: the dual loss, or None for a plain run.
+
+        Returns:
+            Detached scalars by name, `discriminator` and `generator` among them.
+        """
+
+    @torch.no_grad()
+    def sample(self, noise: Tensor, text: Features) -> Tensor:
+        """`(B, 3, S, S)` pictures in [-1, 1] of the averaged generator, from noise `(B, noise_dim)`."""
+        return self.average.draw(noise, self.condition(text))[0]
+
+    def condition(self, text: Features) -> Features:
+        """The Features that generator and discriminators read, at the scale that the settings ask for."""
+        return scaled(text) if self.normalise_text else text.detach()
+
+    def noise(self, batch: int, step: int) -> Tensor:
+        """`(batch, noise_dim)` of a step, another on every rank."""
+        return stream.noise((batch, self.noise_dim), self.device, self.seed, step, distributed.rank())
+
+    def autocast(self) -> torch.autocast:
+        """Autocast as the run's precision asks for."""
+        return autocast(self.device, self.dtype)
+
+    def update_discriminators(self, loss: Tensor) -> None:
+        """One step of the discriminators' Adam."""
+        _update(self._discriminator_adam, loss, self._judging)
+
+    def update_generator(self, loss: Tensor) -> None:
+        """One step of the generator's Adam and of its average."""
+        _update(self._generator_adam, loss, list(self.generator.parameters()))
+        update_average(self.average, self.generator, self.ema)
+
+    @contextlib.contextmanager
+    def frozen_discriminators(self) -> Iterator[None]:
+        """For the generator's update: only the path to the image is wanted, not the weights' gradients."""
+        for parameter in self._judging:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in self._judging:
+                parameter.requires_grad_(True)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def save_start(self, path: Path, notes: Mapping[str, Any]) -> None:
+        """Write the averaged generator and the discriminators as float16: a small file for others to go on from."""
+        networks = {"generator": self.average, **self.discriminators}
+        weights = {n: {k: _halved(v) for k, v in m.state_dict().items()} for n, m in networks.items()}
+        content = {"format": f"vlm_plugin.{self.name}", "version": 1, "notes": dict(notes), "weights": weights}
+        write_file(content, path)
+
+    def load_start(self, path: Path, matcher: VLM, *, discriminators: bool = True) -> list[str]:
+        """Begin from saved networks (see `read`); optimisers start anew.
+
+        Args:
+            path: a run's folder or a file.
+            matcher: its text encoder will condition the generator.
+            discriminators: take those too, where they are there.
+
+        Returns:
+            Names of the networks taken.
+
+        Raises:
+            FileNotFoundError, ValueError: the message names the file.
+        """
+        saved = self.read(path, discriminators=discriminators)
+        saved.check(matcher, str(path))
+        if saved.normalise_text != self.normalise_text:
+            raise ValueError(
+                f"{path}: trained with normalise_text {saved.normalise_text}, the settings say {self.normalise_text}: "
+                "--cfg takes others (cfg/bird.yml and coco.yml are those of published generators)"
+            )
+        networks = {"generator": self.generator, **self.discriminators}
+        taken = {n: w for n, w in saved.weights.items() if n == "generator" or discriminators}
+        # All before the first is loaded: who catches the error goes on with the networks as they were.
+        for name, state in taken.items():
+            check_weights(networks.get(name), state, f"{path}, {name}")
+        for name, state in taken.items():
+            networks[name].load_state_dict(state)
+        self.average.load_state_dict(self.generator.state_dict())
+        self.trained_with, self.start_is_checked = saved.trained_with, saved.text_fingerprint is not None
+        return list(taken)
+
+    @classmethod
+    def read(cls, path: Path, *, discriminators: bool = True, averaged: bool = True) -> Saved:
+        """Read networks without executing code: a run's folder, what `save_start` wrote, or a published checkpoint.
+
+        Args:
+            path: a run's folder or a file.
+            discriminators: False leaves alone what lies in files beside a published generator.
+            averaged: False takes a run's generator as trained and not its average; files hold one alone.
+
+        Raises:
+            FileNotFoundError, ValueError: the message names the file.
+        """
+        if path.is_dir():
+            return cls._read_run(path, averaged)
+        content = read_file(path, f"checkpoint of {cls.name}")
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{path}: expected a checkpoint of {cls.name}, got a {type(content).__name__}")
+        if content.keys() >= {"step", "trainer"}:
+            # Its weights alone do not say what conditioned them: that stands in options.json beside it.
+            raise ValueError(f"{path}: this is a run's checkpoint: name its folder, {path.parent}")
+        if "format" not in content:
+            return Saved(cls.published(content, path, discriminators), False, None, None)
+        content = read_checkpoint(path, f"vlm_plugin.{cls.name}", 1)
+        with whole(path):
+            notes = content["notes"]
+            weights = state_dicts(content["weights"], path)
+            return Saved(
+                weights, notes["settings"]["normalise_text"], PACKAGED, notes["text_fingerprint"],
+                trained_with=cls._trained_with(notes, notes.get("with_vlm")),
+            )  # fmt: skip
+
+    @classmethod
+    def _read_run(cls, path: Path, averaged: bool) -> Saved:
+        for file in ("options.json", "checkpoint.pt"):
+            if not (path / file).is_file():
+                raise FileNotFoundError(f"{path}: expected a run's folder with {file}")
+        with whole(path / "options.json"):
+            options = json.loads((path / "options.json").read_text(encoding="utf-8"))
+            if options["baseline"] != cls.name.lower():
+                raise ValueError(f"{path}: expected a run of {cls.name.lower()}, got one of {options['baseline']}")
+            matcher = options["vlm"] or options["text_encoder"]
+            told = options["settings"]["normalise_text"], matcher, options["text_fingerprint"], options["max_words"]
+            data = Path(options["data"]) if options["data"] else None
+            trained_with = cls._trained_with(options, options["vlm"])
+            skip_bad = options.get("skip_bad", False)
+        file = path / "checkpoint.pt"
+        content = read_file(file, "checkpoint")
+        with whole(file):
+            weights = {n: w for n, w in content["trainer"].items() if not n.endswith("_adam")}
+            average = weights.pop("average")
+            if averaged:
+                weights["generator"] = average
+            return Saved(state_dicts(weights, file), *told, data, trained_with, skip_bad)
+
+    @classmethod
+    def _trained_with(cls, notes: Mapping[str, Any], with_vlm: object) -> frozenset[str]:
+        """What notes say of the matchers that trained; those of an earlier release name the last run's alone."""
+        last = [notes["matcher"]] if (with_vlm or cls.learns_from_matcher) and notes.get("matcher") else []
+        return frozenset(notes.get("trained_with", last))
+
+    @classmethod
+    def load_generator(cls, saved: Saved, where: str) -> nn.Module:
+        """The generator alone, of the sizes that its weights tell.
+
+        Raises:
+            ValueError: no generator's weights; `where` names them.
+        """
+        state = saved.weights["generator"]
+        generator = cls._sized(state, where)
+        load_weights(generator, state, where)
+        return generator
+
+    @classmethod
+    def _sized(cls, state: Mapping[str, Tensor], where: str) -> nn.Module:
+        """`generator_of`, with a ValueError that names the file for whatever no generator's shapes lead to."""
+        try:
+            return cls.generator_of(state)
+        except (LookupError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{where}: no generator of {cls.name} ({type(error).__name__}: {error})") from None
+
+    @staticmethod
+    @abc.abstractmethod
+    def published(content: Mapping[str, Any], path: Path, discriminators: bool) -> dict[str, Mapping[str, Tensor]]:
+        """State dicts by this trainer's names for its networks, out of a published checkpoint's content.
+
+        Args:
+            content: what the file holds.
+            path: the file, for messages and for what lies beside it.
+            discriminators: read those too, where they lie in files of their own.
+
+        Raises:
+            ValueError: no published checkpoint; the message names the file.
+        """
+
+    @staticmethod
+    @abc.abstractmethod
+    def generator_of(state: Mapping[str, Tensor]) -> nn.Module:
+        """A generator of the sizes that a state dict's shapes tell, without its weights.
+
+        Raises:
+            KeyError: no generator's state dict.
+        """
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "generator": self.generator,
+            **self.discriminators,
+            "average": self.average,
+            "generator_adam": self._generator_adam,
+            "discriminator_adam": self._discriminator_adam,
+        }
+
+    def _place(self, network: nn.Module) -> nn.Module:
+        return network.to(self.device, memory_format=torch.channels_last)
+
+
+def scaled(text: Features) -> Features:
+    """Word and sentence vectors brought to the length sqrt(D), without gradient. Source: ours.
+
+    Networks expect inputs of about unit size in each component. A matcher trained on cosines leaves lengths open.
+    """
+    root = text.pooled.shape[1] ** 0.5
+    return Features(unit(text.local.detach()) * root, unit(text.pooled.detach()) * root, text.mask)
+
+
+def _update(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    average_gradients(parameters)
+    optimizer.step()
+
+
+def _halved(value: Tensor) -> Tensor:
+    value = value.detach().cpu()
+    return value.half() if value.is_floating_point() else value

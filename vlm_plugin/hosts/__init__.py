@@ -1,0 +1,1 @@
+"""Brings the loss into the original trainers' repositories."""

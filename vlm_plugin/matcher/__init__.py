@@ -1,0 +1,1 @@
+"""What is frozen: the VLM, its encoders, scorer and vocabulary."""

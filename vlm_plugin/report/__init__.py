@@ -1,0 +1,1 @@
+"""Makes reports and sheets of pictures."""

@@ -1,1 +1,0 @@
-"""What a user runs: pretraining, evaluation, the command line, and what every trainer here shares."""

@@ -1,0 +1,1 @@
+"""What any long training here needs."""
