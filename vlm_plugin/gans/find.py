@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -14,7 +15,29 @@ from vlm_plugin.gans.trainer import Trainer, scaled
 from vlm_plugin.matcher.vlm import VLM
 
 # Which class of which module trains what: nothing else is ever imported by name.
-_TRAINERS = {"attngan": "AttnGAN", "dfgan": "DFGAN"}
+BASELINES = {"attngan": "AttnGAN", "dfgan": "DFGAN"}
+
+
+class Baseline(NamedTuple):
+    """A trainer and what belongs to it."""
+
+    name: str
+    """One of `BASELINES`."""
+    folder: Path
+    """Where its `cfg/` and `assets/` lie."""
+    trainer: type[Trainer]
+
+
+def baseline(name: str) -> Baseline:
+    """The baseline called `name`, wherever the package is installed.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in BASELINES:
+        raise ValueError(f"baseline: expected one of {', '.join(BASELINES)}, got {name!r}")
+    module = importlib.import_module(f"vlm_plugin.baselines.{name}.trainer")
+    return Baseline(name, Path(module.__file__).parent, getattr(module, BASELINES[name]))
 
 
 def find_networks(source: Path, averaged: bool = True) -> tuple[type[Trainer], Saved]:
@@ -27,8 +50,8 @@ def find_networks(source: Path, averaged: bool = True) -> tuple[type[Trainer], S
     if not source.exists():
         raise FileNotFoundError(f"{source}: expected a run's folder or a checkpoint, found nothing there")
     reasons: dict[str, str] = {}
-    for name in _TRAINERS:
-        trainer = _trainer(name)
+    for name in BASELINES:
+        trainer = baseline(name).trainer
         try:
             return trainer, trainer.read(source, discriminators=False, averaged=averaged)
         except (ValueError, FileNotFoundError) as error:
@@ -56,7 +79,3 @@ def painter_of(
         return generator.draw(noise, scaled(text) if saved.normalise_text else text)[0]
 
     return Painter(draw, matcher, generator.noise_dim, seed=seed, truncation=truncation)
-
-
-def _trainer(name: str) -> type[Trainer]:
-    return getattr(importlib.import_module(f"vlm_plugin.baselines.{name}.trainer"), _TRAINERS[name])
