@@ -1,8 +1,8 @@
 """Files that release 0.1 wrote still load: matchers, runs, checkpoints, reports, an unfinished pretraining.
 
-`release-0.1.tar.xz` was written by that release, from the birds, the matcher and the settings of `tiny`: two runs of two
-steps of four (`whole.jsonl` is the log of the same runs when nothing stops them), and a pretraining that was interrupted
-in its second epoch of two.
+`release-0.1.tar.xz` was written by that release, from the birds, the matcher and the settings of `tiny`: two runs of
+two steps of four (`whole.jsonl` is the log of the same runs when nothing stops them), and a pretraining that was
+interrupted in its second epoch of two.
 """
 
 from __future__ import annotations
