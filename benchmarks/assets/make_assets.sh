@@ -5,7 +5,7 @@
 # The judge's pictures and seed are its own: it must not share the matcher's training.
 set -euo pipefail
 folder=${1:?usage: make_assets.sh FOLDER}
-here=$(cd "$(dirname "$0")/.." && pwd)
+here=$(cd "$(dirname "$0")/../.." && pwd)
 export PYTHONPATH=$here
 tool="python -m vlm_plugin"
 

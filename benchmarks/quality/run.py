@@ -32,7 +32,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from benchmarks.data import emoji as emoji_module
+from benchmarks.data import emoji
 from benchmarks.quality.figure import draw
 from benchmarks.quality.plan import ARMS, EARLIER, PROTOCOLS, SHIPPED, Run
 from benchmarks.quality.tables import BASELINES, all_runs, fill, table
@@ -153,7 +153,7 @@ class Grid:
         folder = self.work / protocol
         if birds := PROTOCOLS[protocol].birds:
             return Materials(make_birds(folder, **birds, progress=True))
-        emoji_module.main([str(folder)])
+        emoji.main([str(folder)])
 
         def pretrain(file: Path, options: Sequence[object]) -> None:
             if not file.is_file() or file.with_name(file.name + ".state").is_file():

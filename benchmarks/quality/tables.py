@@ -13,12 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.cost import arms as arms_module
-from benchmarks.cost import cost as cost_module
-from benchmarks.cost import gpu_steps as gpu_steps_module
-from benchmarks.diagnosis import probe as probe_module
-from benchmarks.diagnosis import spill as spill_module
-from benchmarks.diagnosis.spill import RESULTS
+from benchmarks.cost import arms, cost, gpu_steps
+from benchmarks.diagnosis import probe, spill
 from benchmarks.markdown import markdown_table
 from benchmarks.quality.plan import ARMS, NAMES, PROTOCOLS, SHIPPED, label, plain_of
 from vlm_plugin import TERMS
@@ -84,13 +80,13 @@ def fill(page: str, results: Path) -> str:
     tables = {f"all {protocol} {baseline}": text for (protocol, baseline), text in blocks(results)}
     tables |= {f"{protocol} {baseline}": text for (protocol, baseline), text in blocks(results, brief=True)}
     tables |= {"headline": headline(results), "terms": terms(results)}
-    tables["arms"] = arms_module.table(json.loads(RESULTS.read_text()))
-    tables["cost"] = cost_module.table(json.loads(RESULTS.read_text())["configs"], tflops=20)
-    tables["gpu"] = gpu_steps_module.table(json.loads(RESULTS.read_text()))
-    tables["probe"] = probe_module.table(json.loads(RESULTS.read_text()))
-    spilled = list(json.loads(RESULTS.read_text()).values())
-    tables["all spill"] = spill_module.table(spilled)
-    tables["spill"] = spill_module.table([run for run in spilled if run["protocol"] == "continued"], seeds=3)
+    tables["arms"] = arms.table(json.loads(arms.RESULTS.read_text()))
+    tables["cost"] = cost.table(json.loads(cost.RESULTS.read_text())["configs"], tflops=20)
+    tables["gpu"] = gpu_steps.table(json.loads(gpu_steps.RESULTS.read_text()))
+    tables["probe"] = probe.table(json.loads(probe.RESULTS.read_text()))
+    spilled = list(json.loads(spill.RESULTS.read_text()).values())
+    tables["all spill"] = spill.table(spilled)
+    tables["spill"] = spill.table([run for run in spilled if run["protocol"] == "continued"], seeds=3)
 
     def block(found: re.Match[str]) -> str:
         return f"<!-- {found[1]} -->\n{tables.get(found[1], 'Not run yet.')}\n<!-- end -->"
@@ -145,7 +141,7 @@ def headline(results: Path) -> str:
 def terms(results: Path) -> str:
     """What each term adds to the other five: both halves minus both halves without it, from protocol `ablation`."""
     protocol, columns = "ablation", ("attribute_accuracy", "r_precision", "frechet_distance")
-    legs, costs = legs_of(runs_of(results, protocol, "dfgan")), json.loads(RESULTS.read_text())["costs"]
+    legs, costs = legs_of(runs_of(results, protocol, "dfgan")), json.loads(arms.RESULTS.read_text())["costs"]
     steps = PROTOCOLS[protocol].legs[0]
     lines = []
     for term in TERMS:

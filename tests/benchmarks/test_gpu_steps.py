@@ -48,8 +48,8 @@ def test_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         places.append((baseline, settings.batch, matcher, device))
         return baseline, matcher
 
-    monkeypatch.setattr("benchmarks.cost.cost.full_matcher", lambda: "full")
-    monkeypatch.setattr("benchmarks.cost.cost.workplace", place)
+    monkeypatch.setattr("benchmarks.cost.gpu_steps.full_matcher", lambda: "full")
+    monkeypatch.setattr("benchmarks.cost.gpu_steps.workplace", place)
     monkeypatch.setattr("benchmarks.cost.gpu_steps.measure", lambda place, batch, dtype: {"plain": PLAIN, "dual": DUAL})
     main(["--configs", "dfgan/bird", "--device", "cpu", "--results", str(path)])
     main(["--configs", "dfgan/bird", "dfgan/scratch", "--device", "cpu", "--results", str(path)])
