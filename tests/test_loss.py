@@ -15,6 +15,7 @@ from torch import nn
 
 import vlm_plugin.loss
 from vlm_plugin import TERMS, VLM, ConvEncoder, DualVLMLoss, Features, LSTMTextEncoder, MatchingScoreBlock, Vocabulary
+from vlm_plugin.host import FrontDoor
 
 WEIGHTS = {"lambda_vvm": 0.3, "lambda_vlm": 1.7}
 GROUPS = [3, 1, 3, -7]
@@ -617,15 +618,15 @@ def test_a_few_values_beyond_an_end_tell_no_range():
         ends = real.clone() * (high - low) / 2 + (high + low) / 2
         near, far = ends.clone(), ends.clone()
         near[0, 0, 0, 0], far[0, 0, 0, 0] = high + 0.009 * (high - low), high + 0.011 * (high - low)
-        make_loss(image_range=(low, high))._check_range(near)
+        FrontDoor((low, high)).check_range(near)
         with pytest.raises(ValueError, match="real: expected values in image_range"):
-            make_loss(image_range=(low, high))._check_range(far)
+            FrontDoor((low, high)).check_range(far)
     from_zero = (real + 1) / 2
     from_zero[0, 0, 0, 0] = -0.001
     with pytest.raises(ValueError, match="got no negative value to speak of"):
-        make_loss()._check_range(from_zero)
+        FrontDoor((-1, 1)).check_range(from_zero)
     with pytest.raises(ValueError, match=r"real: .*image_range \(0.0, 255.0\), got -2"):
-        make_loss(image_range=(0, 255))._check_range(real * 2.1)
+        FrontDoor((0, 255)).check_range(real * 2.1)
 
 
 @pytest.mark.filterwarnings("ignore:fake")
@@ -1065,3 +1066,51 @@ def test_a_cast_is_named_where_it_may_be_all_that_differs():
     DualVLMLoss(vlm, **WEIGHTS).double()
     with pytest.raises(ValueError, match=r"of torch\.float64: if it is the same one, cast the loss in its place\)"):
         DualVLMLoss(vlm.double(), **WEIGHTS)
+
+
+# ----------------------------------------------------------------------------------------------------- the front door
+
+
+def test_captions_are_divided_into_words_once(monkeypatch):
+    """Also at the first call, which looks for unknown words."""
+    from vlm_plugin.matcher import vocabulary
+
+    divided, divide = [], vocabulary._tokens
+    monkeypatch.setattr(vocabulary, "_tokens", lambda caption, *rest: divided.append(caption) or divide(caption, *rest))
+    loss, captions = DualVLMLoss(make_vlm(), **WEIGHTS, allow_other_encoders=True), ["a red bird", "a blue bird"]
+    for _ in range(2):
+        divided.clear()
+        loss.encode_text(captions)
+        assert divided == captions
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "wrapped"])
+def test_the_encoder_does_not_look_again_at_what_the_door_has_looked_at(monkeypatch, wrapped):
+    """And who calls it directly is told what is wrong."""
+    from vlm_plugin.matcher import image_encoders
+
+    looked, look = [], image_encoders.check_image_batch
+    monkeypatch.setattr(
+        image_encoders, "check_image_batch", lambda images, like: looked.append(len(images)) or look(images, like)
+    )
+    vlm = make_vlm()
+    encoder = nn.DataParallel(vlm.image_encoder) if wrapped else vlm.image_encoder
+    loss = DualVLMLoss(
+        image_encoder=encoder, scorer=vlm.scorer, text_encoder=vlm.text_encoder, **WEIGHTS, allow_other_encoders=True
+    )
+    tokens, lengths = vlm.vocabulary.encode_batch(["a red bird", "a blue bird"])
+    pairs = pictures(2, 0, torch.float32, 16), pictures(2, 1, torch.float32, 16)
+    loss(pairs[0], loss.encode_tokens(tokens, lengths), pairs[1])
+    assert looked == []
+    vlm.image_encoder(pairs[0])
+    assert looked == [2]
+    with pytest.raises(ValueError, match=r"fake: expected shape \(B, 3, H, W\), got \(2, 3, 0, 16\)"):
+        loss(pairs[0][:, :, :0], loss.encode_tokens(tokens, lengths), pairs[1])
+
+
+def test_a_range_is_that_of_the_beginning():
+    """What was looked at in one range says nothing about another."""
+    loss = make_loss()
+    assert loss.image_range == (-1.0, 1.0)
+    with pytest.raises(AttributeError):
+        loss.image_range = (0.0, 1.0)

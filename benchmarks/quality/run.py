@@ -251,7 +251,11 @@ class Grid:
 def _training(run: Run, home: Path, begun: Path | None, materials: Materials) -> list[object]:
     """Script and arguments, but for `--steps`, that train a run in `home`, or go on with its folder `begun`."""
     arm, baseline = ARMS[run.arm], ROOT / "baselines" / run.baseline
-    script = [ROOT / "benchmarks" / "quality" / "alternatives.py", arm.alternative] if arm.alternative else [baseline / "main.py"]
+    script = (
+        [ROOT / "benchmarks" / "quality" / "alternatives.py", arm.alternative]
+        if arm.alternative
+        else [baseline / "main.py"]
+    )
     if begun is not None:
         return [*script, "--resume", begun]
     words = [*script, "--cfg", home / "settings.yml", "--data", materials.data, "--out", home, "--seed", run.seed]

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torchvision.models import Inception_V3_Weights, shufflenet_v2_x1_0
 from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, InceptionC, InceptionD, InceptionE
 
-from vlm_plugin.checks import check_image_batch, check_positive
+from vlm_plugin.checks import check_image_batch, check_positive, first_tensor
 from vlm_plugin.features import Features
 from vlm_plugin.files import read_state_dict
 
-__all__ = ["ConvEncoder", "InceptionEncoder", "ShuffleNetEncoder", "build_image_encoder"]
+__all__ = ["ConvEncoder", "ImageEncoder", "InceptionEncoder", "ShuffleNetEncoder", "build_image_encoder"]
 
 
 def _sized(images: Tensor, size: int) -> Tensor:
@@ -39,7 +39,36 @@ def _image_features(regions: Tensor, pooled: Tensor) -> Features:
     return Features(local, pooled, torch.ones(local.shape[:2], dtype=torch.bool, device=local.device))
 
 
-class InceptionEncoder(nn.Module):
+class ImageEncoder(nn.Module):
+    """What the image encoders here share: they look at what they are given, unless the caller has done so.
+
+    A subclass has `_features`, the network without the look.
+    """
+
+    def forward(self, images: Tensor, *, checked: bool = False) -> Features:
+        """Encode images.
+
+        Args:
+            images: `(B, 3, H, W)` in [-1, 1], of the encoder's device and dtype (outside autocast); H and W of any
+                size from 1 up.
+            checked: the caller has looked at `images` already.
+
+        Returns:
+            Features, all regions of them valid.
+
+        Raises:
+            TypeError, ValueError: `images` are something else; values are not looked at.
+        """
+        if not checked:
+            check_image_batch(images, first_tensor(self))
+        return self._features(images)
+
+    def _features(self, images: Tensor) -> Features:
+        """The network itself, for images that were looked at."""
+        raise NotImplementedError
+
+
+class InceptionEncoder(ImageEncoder):
     """Inception-v3 as visual encoder: 289 regions from Mixed_6e and one global vector.
 
     Source: arXiv 2208.09596, the visual encoder. Regions are Mixed_6e's 768x17x17 through a 1x1 convolution, the global
@@ -146,21 +175,11 @@ class InceptionEncoder(nn.Module):
                 state_dict.setdefault(prefix + name, torch.zeros_like(buffer))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def forward(self, images: Tensor) -> Features:
-        """Encode images.
+    def _features(self, images: Tensor) -> Features:
+        """`local` (B, 289, D) in row-major order of the 17x17 grid, `pooled` (B, D).
 
-        Args:
-            images: `(B, 3, H, W)` floating point in [-1, 1], any size; resized bilinearly to 299x299 (larger
-                ones are not antialiased, as in DAMSM).
-
-        Returns:
-            `local` (B, 289, D) in row-major order of the 17x17 grid, `pooled` (B, D), `mask` (B, 289) all True.
-
-        Raises:
-            TypeError: a wrong type or dtype.
-            ValueError: a wrong shape or device.
+        Images of another size are resized bilinearly to 299x299; larger ones are not antialiased, as in DAMSM.
         """
-        check_image_batch(images, self.emb_features.weight)
         size = (self.input_size, self.input_size)
         x = images
         if x.shape[-2:] != size:
@@ -213,7 +232,7 @@ class _DownBlock(nn.Module):
         return F.leaky_relu(y + self.shortcut(F.avg_pool2d(x, 2)), 0.1)
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(ImageEncoder):
     """A small residual CNN for 64-pixel images, quick enough to train on a CPU: 8x8 regions and one global vector.
 
     Source: ours. A region sees 24x24 pixels, about a part of the object; the global vector is pooled over all of them.
@@ -255,28 +274,18 @@ class ConvEncoder(nn.Module):
         self.stage3 = _DownBlock(4 * width, 8 * width, kernel=1)
         self.to_pooled = nn.Linear(8 * width, embed_dim)
 
-    def forward(self, images: Tensor) -> Features:
-        """Encode images.
+    def _features(self, images: Tensor) -> Features:
+        """`local` (B, 64, D) in row-major order of the 8x8 grid, `pooled` (B, D).
 
-        Args:
-            images: `(B, 3, H, W)` floating point in [-1, 1]; other sizes than 64x64 are resized (bilinear,
-                antialiased).
-
-        Returns:
-            `local` (B, 64, D) in row-major order of the 8x8 grid, `pooled` (B, D), `mask` (B, 64) all True.
-
-        Raises:
-            TypeError: a wrong type or dtype.
-            ValueError: a wrong shape or device.
+        Images of another size are resized to 64x64 (bilinear, antialiased).
         """
-        check_image_batch(images, self.to_regions.weight)
         x = F.leaky_relu(self.stem_norm(self.stem(_sized(images, self.input_size))), 0.1)
         x = self.stage2(self.stage1(x))
         regions = self.to_regions(x)
         return _image_features(regions, self.to_pooled(self.stage3(x).mean(dim=(2, 3))))
 
 
-class ShuffleNetEncoder(nn.Module):
+class ShuffleNetEncoder(ImageEncoder):
     """ShuffleNet V2 for 64-pixel images: 8x8 regions of the third stage, one global vector.
 
     Torchvision's `shufflenet_v2_x1_0` without its max pooling, which 64 pixels cannot spare. It shares no
@@ -315,9 +324,8 @@ class ShuffleNetEncoder(nn.Module):
         self.to_regions = nn.Conv2d(channels, embed_dim, 1)
         self.to_pooled = nn.Linear(wide, embed_dim)
 
-    def forward(self, images: Tensor) -> Features:
-        """Encode images; arguments, result and errors as `ConvEncoder`'s."""
-        check_image_batch(images, self.to_regions.weight)
+    def _features(self, images: Tensor) -> Features:
+        """As `ConvEncoder`'s."""
         x = self.to_stage3(_sized(images, self.input_size))
         return _image_features(self.to_regions(x), self.to_pooled(self.to_stage5(x).mean(dim=(2, 3))))
 

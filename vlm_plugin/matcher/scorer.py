@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vlm_plugin.checks import check_positive
 from vlm_plugin.features import Features
 
 KINDS = ("caption", "image")
@@ -42,9 +43,7 @@ class MatchingScoreBlock(nn.Module):
 
     def __init__(self, embed_dim: int = 256, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
-        for name, value in (("embed_dim", embed_dim), ("layers", layers), ("heads", heads)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        check_positive(embed_dim=embed_dim, layers=layers, heads=heads)
         if embed_dim % heads:
             raise ValueError(f"heads: expected a divisor of embed_dim ({embed_dim}), got {heads}")
         self.settings = {"embed_dim": embed_dim, "layers": layers, "heads": heads}

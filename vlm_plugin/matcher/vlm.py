@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vlm_plugin.checks import check_positive
 from vlm_plugin.features import Features, as_features
 from vlm_plugin.files import check_content, find_file, not_finite, read_file, write_file
 from vlm_plugin.matcher.damsm import damsm_state_dict, damsm_text_state
@@ -48,8 +49,7 @@ class VLM(nn.Module):
         notes: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(max_words, bool) or not isinstance(max_words, int) or max_words < 1:
-            raise ValueError(f"max_words: expected a positive integer, got {max_words!r}")
+        check_positive(max_words=max_words)
         settings = getattr(unwrapped(text_encoder), "settings", None)
         if settings is None:
             raise TypeError(

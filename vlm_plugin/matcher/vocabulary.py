@@ -14,6 +14,7 @@ import torch
 from nltk.tokenize import RegexpTokenizer
 from torch import Tensor
 
+from vlm_plugin.checks import check_positive
 from vlm_plugin.unpickle import load_pickle
 
 __all__ = ["END", "UNKNOWN", "Vocabulary"]
@@ -129,8 +130,7 @@ class Vocabulary:
             TypeError: a caption is no string, or `captions` is one.
             ValueError: `min_count` is below 1, or no word occurs that often.
         """
-        if isinstance(min_count, bool) or not isinstance(min_count, int) or min_count < 1:
-            raise ValueError(f"min_count: expected a positive integer, got {min_count!r}")
+        check_positive(min_count=min_count)
         if isinstance(captions, str):
             raise TypeError("captions: expected a collection of strings, got one string")
         counts: Counter[str] = Counter()
@@ -185,15 +185,18 @@ class Vocabulary:
             TypeError: `caption` is no string.
             ValueError: the caption has no word of this vocabulary, or `max_words` is below 1.
         """
-        return self._encode(caption, "caption", max_words, generator)
+        return self._ids_of(_tokens(caption, "caption", self.ascii_only), caption, "caption", max_words, generator)
 
-    def _encode(
-        self, caption: str, name: str, max_words: int, generator: random.Random | torch.Generator | None
+    def _ids_of(
+        self,
+        tokens: Sequence[str],
+        caption: str,
+        name: str,
+        max_words: int,
+        generator: random.Random | torch.Generator | None,
     ) -> list[int]:
-        """`encode` for a caption that the caller calls `name`."""
-        if isinstance(max_words, bool) or not isinstance(max_words, int) or max_words < 1:
-            raise ValueError(f"max_words: expected a positive integer, got {max_words!r}")
-        tokens = _tokens(caption, name, self.ascii_only)
+        """`encode` for the tokens of a caption that the caller calls `name`."""
+        check_positive(max_words=max_words)
         ids = [self._ids[token] for token in tokens if token in self._ids]
         if not ids:
             found = f"none of its {len(tokens)} words is in the vocabulary" if tokens else "it has no words"
@@ -214,6 +217,8 @@ class Vocabulary:
         captions: Sequence[str],
         max_words: int = MAX_WORDS,
         generator: random.Random | torch.Generator | None = None,
+        *,
+        words: list[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Several captions as one tensor.
 
@@ -221,6 +226,7 @@ class Vocabulary:
             captions: B strings.
             max_words: see `encode`.
             generator: see `encode`.
+            words: takes the words of all captions, known or not, so that a caller need not divide them again.
 
         Returns:
             Ids `(B, T)` int64, zero past each caption's end, T the longest caption's length; lengths `(B,)` int64.
@@ -233,7 +239,12 @@ class Vocabulary:
             raise TypeError(f"captions: expected a list of strings, got {type(captions).__name__}")
         if not captions:
             raise ValueError("captions: expected at least one, got none")
-        rows = [self._encode(caption, f"captions[{i}]", max_words, generator) for i, caption in enumerate(captions)]
+        rows = []
+        for i, caption in enumerate(captions):
+            tokens = _tokens(caption, name := f"captions[{i}]", self.ascii_only)
+            rows.append(self._ids_of(tokens, caption, name, max_words, generator))
+            if words is not None:
+                words += tokens
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
         for i, row in enumerate(rows):
