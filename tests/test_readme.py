@@ -93,6 +93,18 @@ def test_every_command_in_a_sentence_is_one_that_exists(page: str) -> None:
             assert (ROOT / words[1]).is_file(), code
 
 
+def test_scripts_of_the_repository_find_it_before_they_import_it() -> None:
+    """A script of `benchmarks/` and `baselines/` runs from any folder, without installation."""
+    checked = 0
+    for path in [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "baselines").glob("*/main.py")]:
+        text = path.read_text(encoding="utf-8")
+        ours = re.search(r"^ *from (benchmarks|baselines|vlm_plugin)\b", text, flags=re.MULTILINE)
+        if '__name__ == "__main__"' in text and ours:
+            assert "sys.path.insert(0, " in text[: ours.start()], path
+            checked += 1
+    assert checked > 10
+
+
 def test_the_readme_shows_the_commands_that_people_use() -> None:
     names = [words[1] for words in commands(README) if words[0] == "vlm-plugin"]
     assert {"train", "evaluate", "sample", "score", "pretrain"} <= set(names)

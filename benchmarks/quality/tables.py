@@ -1,4 +1,4 @@
-"""The tables of benchmarks/quality.py: mean and spread over seeds, and differences to plain paired by seed."""
+"""The tables of benchmarks/quality/run.py: mean and spread over seeds, and differences to plain paired by seed."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ MEASURES = {
     "frechet_distance": ("Frechet distance", 0),
     "diversity": ("diversity", 2),
 }
+# Seed -> numbers.
 Legs = dict[int, dict[str, Any]]
 
 
@@ -195,9 +196,6 @@ class Row(NamedTuple):
     def label(self) -> str:
         """The arm's name in tables."""
         return label(self.arm, self.factor)
-
-
-"""Seed -> numbers."""
 
 
 def legs_of(runs: Iterable[dict[str, Any]]) -> dict[Row, Legs]:
