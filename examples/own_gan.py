@@ -17,10 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.data import DataLoader
 
-from vlm_plugin import (
-    VLM,  # VLM
-    DualVLMLoss,  # VLM
-)
+from vlm_plugin import VLM, DualVLMLoss  # VLM
 from vlm_plugin.augment import RandomView  # VLM
 from vlm_plugin.data import CaptionedImages, collate, make_birds, open_split
 from vlm_plugin.report.sheets import sample_sheet

@@ -3,7 +3,7 @@
 When a gradient by the input is itself differentiated by the weights, torch convolves the pictures with a kernel as
 large as the pictures, 256 x 256 for the first layer of a discriminator, which no library is made for. With the first
 gradient written as a transposed convolution, the second one is an ordinary gradient of that. The numbers are the same.
-The observation is that of StyleGAN2-ADA's `conv2d_gradfix`; benchmarks/penalty.py measures what it gains.
+The observation is that of StyleGAN2-ADA's `conv2d_gradfix`; benchmarks/cost/penalty.py measures what it gains.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python benchmarks/assets.py`: what the packaged matchers and judge are worth on 1,000 freshly drawn test birds."""
+"""`python benchmarks/assets/assets.py`: what the packaged matchers and judge do on 1,000 new test birds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from vlm_plugin import VLM
 from vlm_plugin.data import BirdTruth, make_birds, open_split
 from vlm_plugin.evaluation.judge import Judge, held_out_accuracy
 from vlm_plugin.pretraining.evaluator import Evaluator
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """How hard each loss pulls at the picture before any further training of the packaged DF-GAN, and what a step costs.
 
-python benchmarks/arms.py [--batches 4]
+python benchmarks/cost/arms.py [--batches 4]
 
 Weights are compared by the gradients at the picture, not by the losses' values. Adam divides gradients by their size,
 so what counts is the ratio between losses, and a loss that outweighs the others several times gains little from more
@@ -23,6 +23,8 @@ import yaml
 from easydict import EasyDict
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from benchmarks.markdown import markdown_table
 from benchmarks.quality.alternatives import DAMSMLoss, FeatureMatching
 from benchmarks.quality.plan import ARMS
@@ -44,9 +46,6 @@ FOLDER = ROOT / "baselines" / "dfgan"
 RESULTS = ROOT / "benchmarks" / "results" / "arms.json"
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-
 def size_of(gradient: Tensor) -> float:
     """Mean over the pictures of the length of a gradient `(B, 3, S, S)` of a loss that is a mean over them.
 
@@ -56,7 +55,7 @@ def size_of(gradient: Tensor) -> float:
 
 
 class Bench:
-    """The packaged DF-GAN, batches of birds, and every loss of quality.py.
+    """The packaged DF-GAN, batches of birds, and every loss of quality/run.py.
 
     Args:
         batches: how many.
@@ -85,7 +84,7 @@ class Bench:
         return DualVLMLoss(self.matcher, lambda_vvm=1.0, lambda_vlm=1.0, augment=RandomView(), terms=terms)
 
     def gradients(self) -> dict[str, float]:
-        """Loss -> size of its gradient at the picture: unweighted, but for the arms of quality.py."""
+        """Loss -> size of its gradient at the picture: unweighted, but for the arms of quality/run.py."""
         losses = {term: self.loss((term,)) for term in TERMS} | self.losses
         trainer, sizes = self.trainer, {}
         discriminator, head = trainer.discriminators["discriminator"], trainer.discriminators["head"]
@@ -125,7 +124,7 @@ def _gradient(loss: Tensor, fake: Tensor) -> Tensor:
 
 
 def _weighted(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients of the arms of quality.py, at their weights."""
+    """The gradients of the arms of quality/run.py, at their weights."""
     arms = {}
     for name in ("both", "vlm", "vvm", "vlm_local alone", "global contrastive"):
         arm = ARMS[name]

@@ -1,7 +1,7 @@
 """What a training step of the 256-pixel settings costs: operations, memory, and hours on a GPU. Derived, not run.
 
-python benchmarks/cost.py                                    every config; a killed run goes on where it was
-python benchmarks/cost.py --configs dfgan/coco --tflops 60   one of them, for a GPU that sustains 60 TFLOP/s
+python benchmarks/cost/cost.py                                    every config; a killed run goes on where it was
+python benchmarks/cost/cost.py --configs dfgan/coco --tflops 60   one of them, for a GPU that sustains 60 TFLOP/s
 
 Takes steps of a few pictures on the CPU, plain and with the dual loss, with a matcher of full size (Inception-v3,
 D = 256, 289 regions, captions of 18 words, random weights), and carries what it counts to the config's batch:
@@ -39,6 +39,8 @@ from easydict import EasyDict
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.markdown import markdown_table
 from vlm_plugin import (
@@ -78,9 +80,6 @@ ARMS = ("plain", "dual")
 HALVES = ("discriminator", "generator")
 GIB = 2**30
 STEPS = len(ARMS) * (len(PRECISIONS) * len(BATCHES) + ROUNDS)
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 class Operations(TorchDispatchMode):
@@ -201,7 +200,7 @@ class Workplace(NamedTuple):
 
 
 def workplace(baseline: str, settings: EasyDict, matcher: VLM, device: str = "cpu") -> Workplace:
-    """Trainer and dual loss on a device, made as `vlm_plugin.tools.gan` makes them."""
+    """Trainer and dual loss on a device, made as `vlm_plugin.gans.run` makes them."""
     matcher = matcher.to(device).eval().requires_grad_(False)
     trainer = TRAINERS[baseline](settings, matcher, torch.device(device), torch.float32)
     # The weights of the halves are those of a run whose ramps have ended; they cost nothing.

@@ -1,7 +1,7 @@
 """What a training step takes on the GPU at hand: seconds and peak memory, plain and with the dual loss.
 
-python benchmarks/gpu_steps.py                       every config; a killed run goes on where it was
-python benchmarks/gpu_steps.py --configs dfgan/bird  one of them
+python benchmarks/cost/gpu_steps.py                       every config; a killed run goes on where it was
+python benchmarks/cost/gpu_steps.py --configs dfgan/bird  one of them
 
 Whole batches of random pictures and captions of 18 words, each config at its own batch, in float32 (convolutions in
 TF32, as torch has it by default) and in bfloat16, which `precision: auto` chooses on such a GPU. The configs of 256
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.cost.cost import (
     ARMS,
@@ -45,9 +47,6 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 CONFIGS = ("dfgan/scratch", "attngan/scratch", *PICTURES)
 WARM_UP, ROUNDS, STEPS = 4, 3, 10
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def time_steps(place: Workplace, arm: str, batch: int, steps: int) -> float:

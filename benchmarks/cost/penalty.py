@@ -1,7 +1,7 @@
 """What DF-GAN's discriminator gains from the convolutions of its gradient penalty (baselines/dfgan/convolution.py).
 
-python benchmarks/penalty.py                       64 pixels, cfg/scratch.yml's sizes, on a CPU or GPU
-python benchmarks/penalty.py --size 256 --nf 32 --batch 24
+python benchmarks/cost/penalty.py                       64 pixels, cfg/scratch.yml's sizes, on a CPU or GPU
+python benchmarks/cost/penalty.py --size 256 --nf 32 --batch 24
 
 Times the discriminator's losses and their backward with torch's own convolutions and with those, in turns, in float32:
 processor time on a CPU, time on the clock on a GPU. Prints medians and their ratio.
@@ -21,15 +21,14 @@ from unittest import mock
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from benchmarks.markdown import markdown_table
 from vlm_plugin.baselines.dfgan import losses
 from vlm_plugin.baselines.dfgan.networks import ConditionalHead, Discriminator
 from vlm_plugin.training.device import choose_device
 
 WIDTH = 256
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 class Bench:

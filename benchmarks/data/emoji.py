@@ -1,6 +1,6 @@
 """A small real data set for 64 pixels: emoji by three designers, captioned with their names.
 
-python benchmarks/emoji.py DIR        135 MiB come from npm; can be killed and started again
+python benchmarks/data/emoji.py DIR        135 MiB come from npm; can be killed and started again
 
 Needs npm and Node.js. The pictures' sources, each a package of the npm registry:
 

@@ -1,4 +1,4 @@
-"""`python benchmarks/open_coco.py`: opening captions of COCO's size, packed and as plain objects (Linux only).
+"""`python benchmarks/data/open_coco.py`: opening captions of COCO's size, packed and as plain objects (Linux only).
 
 Makes the captions of 120,000 pictures, five each, without the pictures. Prints how long opening them takes, how much
 memory the records hold, and how much each of four forked loader processes adds by reading 20,000 of them.
@@ -19,15 +19,14 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from vlm_plugin.data import Record, open_split
 from vlm_plugin.data.layouts.coco import read_coco
 
 PICTURES, CAPTIONS, LOADERS, TOUCHED = 120_000, 5, 4, 20_000
 MIB = 2**20
 WORDS = ["a", "man", "woman", "two", "dogs", "red", "blue", "standing", "on", "in", "the", "street", "beach", "near"]
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def make_captions(root: Path) -> int:

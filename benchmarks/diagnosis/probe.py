@@ -1,6 +1,6 @@
 """How much of a caption its sentence vector still holds: attributes read off it by a classifier.
 
-python benchmarks/probe.py [--matcher FILE]
+python benchmarks/diagnosis/probe.py [--matcher FILE]
 
 DF-GAN sees the sentence vector alone. Two probes, a linear one and one with a hidden layer, learn the named attributes
 from the vectors of the training captions and are scored on those of the validation split, whose combinations are new.
@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from benchmarks.markdown import markdown_table
 from benchmarks.quality.plan import PROTOCOLS
 from vlm_plugin import VLM
@@ -32,9 +34,6 @@ from vlm_plugin.training.run_folder import versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "probe.json"
 STEPS, BATCH = 1200, 256
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 class Vectors(NamedTuple):

@@ -1,9 +1,10 @@
 """Where a generator's distance to real pictures lies: colours that spill to parts the caption leaves open, backgrounds.
 
-python benchmarks/spill.py 'continued-*' [--work runs/quality]
+python benchmarks/diagnosis/spill.py 'continued-*' [--work runs/quality]
 
-For each of quality.py's runs whose name fits and whose folder is still there, as it stands after its last step, on the
-captions that it was scored on. The judge finds the attributes. The numbers are kept in benchmarks/results/spill.json.
+For each of quality/run.py's runs whose name fits and whose folder is still there, as it stands after its last step, on
+the captions that it was scored on. The judge finds the attributes. The numbers are kept in
+benchmarks/results/spill.json.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.markdown import markdown_table
 from benchmarks.quality.plan import NAMES, PROTOCOLS, label
@@ -37,9 +40,6 @@ QUALITY = ROOT / "benchmarks" / "results" / "quality"
 RESULTS = ROOT / "benchmarks" / "results" / "spill.json"
 # Measure -> digits after the point.
 COLUMNS = {"spill": 3, "backgrounds": 2, "means": 0, "covariances": 0}
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def spill(found: Tensor, values: Tensor, named: Tensor) -> float:

@@ -1,9 +1,9 @@
 """What one would take instead of the dual loss: the same run of DF-GAN, with another loss behind `--vlm`.
 
-python benchmarks/alternatives.py damsm --vlm ...                 everything that baselines/dfgan/main.py takes
-python benchmarks/alternatives.py feature-matching --vlm ...
-python benchmarks/alternatives.py rougher-views --vlm ...         and other variants of the dual loss, see variants.py
-python benchmarks/alternatives.py judge --vlm ...                 the judge itself: no alternative, a bound
+python benchmarks/quality/alternatives.py damsm --vlm ...           everything that baselines/dfgan/main.py takes
+python benchmarks/quality/alternatives.py feature-matching --vlm ...
+python benchmarks/quality/alternatives.py rougher-views --vlm ...   and other variants of the dual loss, see variants.py
+python benchmarks/quality/alternatives.py judge --vlm ...           the judge itself: no alternative, a bound
 
 The first two see the very matcher and the very random views that the dual loss sees. The weight of `damsm` is the
 settings' `lambda_vlm`, that of `feature-matching`, which reads no caption, `lambda_vvm`. A contrastive loss
@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.quality.variants import (
     EveryWord,
@@ -42,9 +44,6 @@ from vlm_plugin.gans.run import run
 from vlm_plugin.loss import LossOutput
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 class Alternative(nn.Module):

@@ -1,4 +1,4 @@
-"""The picture of benchmarks/quality.py: agreement against distance as training goes on, an arm a line."""
+"""The picture of benchmarks/quality/run.py: agreement against distance as training goes on, an arm a line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What benchmarks/quality.py compares: protocols, arms, and runs of an arm under a protocol."""
+"""What benchmarks/quality/run.py compares: protocols, arms, and runs of an arm under a protocol."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Does the loss do what it says? Trains generators that differ in the loss alone, several seeds each.
 
-python benchmarks/quality.py run --jobs 2         trains what has no result yet; can be killed and started again
-python benchmarks/quality.py table                every table; `page FILE` fills them into docs/results.md, README.md
-python benchmarks/quality.py pictures FILE        captions as the arms of one seed draw them, at the same noise
-python benchmarks/quality.py figure FILE          agreement against distance, from the packaged start
+python benchmarks/quality/run.py run --jobs 2     trains what has no result yet; can be killed and started again
+python benchmarks/quality/run.py table            every table; `page FILE` fills them into README.md, docs/results*.md
+python benchmarks/quality/run.py pictures FILE    captions as the arms of one seed draw them, at the same noise
+python benchmarks/quality/run.py figure FILE      agreement against distance, from the packaged start
 
 Every run is `baselines/<name>/main.py` in a process of its own (`alternatives.py` for the losses that are not ours),
 with the shipped settings but for the terms of the loss and their weights, in bfloat16. Its numbers are those of an
@@ -32,6 +32,8 @@ import torch
 import yaml
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from benchmarks.data import emoji
 from benchmarks.quality.figure import draw
 from benchmarks.quality.plan import ARMS, EARLIER, PROTOCOLS, SHIPPED, Run
@@ -56,9 +58,6 @@ MATCHERS = {
     "matcher.vlm.pt": ["--encoder", "conv", "--epochs", 6, "--seed", 0],
     "evaluator.vlm.pt": ["--encoder", "shufflenet", "--epochs", 5, "--seed", 7],
 }
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 class Materials(NamedTuple):
@@ -251,11 +250,8 @@ class Grid:
 def _training(run: Run, home: Path, begun: Path | None, materials: Materials) -> list[object]:
     """Script and arguments, but for `--steps`, that train a run in `home`, or go on with its folder `begun`."""
     arm, baseline = ARMS[run.arm], ROOT / "baselines" / run.baseline
-    script = (
-        [ROOT / "benchmarks" / "quality" / "alternatives.py", arm.alternative]
-        if arm.alternative
-        else [baseline / "main.py"]
-    )
+    others = ROOT / "benchmarks" / "quality" / "alternatives.py"
+    script = [others, arm.alternative] if arm.alternative else [baseline / "main.py"]
     if begun is not None:
         return [*script, "--resume", begun]
     words = [*script, "--cfg", home / "settings.yml", "--data", materials.data, "--out", home, "--seed", run.seed]
@@ -373,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             Grid(RESULTS, work, arguments.jobs).run(runs, arguments.until)
         except ValueError as error:
-            sys.exit(f"quality.py: {error}")
+            sys.exit(f"run.py: {error}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables of benchmarks/quality.py: mean and spread over seeds, and differences to plain paired by seed."""
+"""The tables of benchmarks/quality/run.py: mean and spread over seeds, and differences to plain paired by seed."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ MEASURES = {
     "frechet_distance": ("Frechet distance", 0),
     "diversity": ("diversity", 2),
 }
+# Seed -> numbers.
 Legs = dict[int, dict[str, Any]]
 
 
@@ -71,15 +72,16 @@ def table(results: Path) -> str:
 def fill(page: str, results: Path) -> str:
     """A page with its tables made anew: each stands between `<!-- protocol baseline -->` and `<!-- end -->`.
 
-    `<!-- all protocol baseline -->` stands for the same with every measure and every pair. `<!-- headline -->` and
-    `<!-- terms -->` are for the tables of the functions of that name, `<!-- arms -->`, `<!-- cost -->`, `<!-- gpu -->`
-    (of gpu_steps.py), `<!-- probe -->` and `<!-- spill -->` for those of the scripts of that name (of spill.py what was
-    measured in three seeds or more from the packaged start; `<!-- all spill -->` has the rest). A block without results
+    `<!-- all protocol baseline -->` stands for the same with every measure and every pair. `<!-- summary -->`,
+    `<!-- headline -->` and `<!-- terms -->` are for the tables of the functions of that name, `<!-- arms -->`,
+    `<!-- cost -->`, `<!-- gpu -->` (of gpu_steps.py), `<!-- probe -->` and `<!-- spill -->` for those of the scripts of
+    that name (of spill.py what was measured in three seeds or more from the packaged start; `<!-- all spill -->` has
+    the rest). A block without results
     says so.
     """
     tables = {f"all {protocol} {baseline}": text for (protocol, baseline), text in blocks(results)}
     tables |= {f"{protocol} {baseline}": text for (protocol, baseline), text in blocks(results, brief=True)}
-    tables |= {"headline": headline(results), "terms": terms(results)}
+    tables |= {"summary": summary(results), "headline": headline(results), "terms": terms(results)}
     tables["arms"] = arms.table(json.loads(arms.RESULTS.read_text()))
     tables["cost"] = cost.table(json.loads(cost.RESULTS.read_text())["configs"], tflops=20)
     tables["gpu"] = gpu_steps.table(json.loads(gpu_steps.RESULTS.read_text()))
@@ -92,7 +94,7 @@ def fill(page: str, results: Path) -> str:
         return f"<!-- {found[1]} -->\n{tables.get(found[1], 'Not run yet.')}\n<!-- end -->"
 
     comparisons = [f"{protocol} {baseline}" for protocol, baseline in _comparisons()]
-    names = "|".join(["headline", "terms", "arms", "cost", "gpu", "probe", "spill", *comparisons])
+    names = "|".join(["summary", "headline", "terms", "arms", "cost", "gpu", "probe", "spill", *comparisons])
     return re.sub(rf"<!-- ((?:all )?(?:{names})) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
@@ -113,6 +115,25 @@ def blocks(results: Path, brief: bool = False) -> list[tuple[tuple[str, str], st
 
 def _comparisons() -> Iterable[tuple[str, str]]:
     return itertools.product(PROTOCOLS, BASELINES)
+
+
+def summary(results: Path) -> str:
+    """Both halves, as they ship, against plain: a row of each baseline, for the steps that the first command trains."""
+    protocol, columns = "continued", ("attribute_accuracy", "frechet_distance")
+    steps, rows = PROTOCOLS[protocol].legs[1], []
+    for baseline in BASELINES:
+        legs = legs_of(runs_of(results, protocol, baseline))
+        plain, both = legs.get(Row("plain", 1.0, steps), {}), legs.get(Row("both", SHIPPED[baseline], steps), {})
+        shared = [seed for seed in plain if seed in both]
+        if not shared:
+            continue
+        cells = []
+        for m in columns:
+            cells.append(" -> ".join(_number([arm[seed][m] for seed in shared], m) for arm in (plain, both)))
+            cells.append(_p(differences(both, plain, m)))
+        rows.append([NAMES[baseline], f"{steps:,}", str(len(shared)), *cells])
+    titles = [title for m in columns for title in (f"{MEASURES[m][0]}, plain -> with the loss", "p")]
+    return markdown_table(["baseline", "steps", "seeds", *titles], rows)
 
 
 def headline(results: Path) -> str:
@@ -175,9 +196,6 @@ class Row(NamedTuple):
     def label(self) -> str:
         """The arm's name in tables."""
         return label(self.arm, self.factor)
-
-
-"""Seed -> numbers."""
 
 
 def legs_of(runs: Iterable[dict[str, Any]]) -> dict[Row, Legs]:

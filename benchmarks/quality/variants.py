@@ -1,6 +1,6 @@
 """Variants of the dual loss that were tried on the validation split; alternatives.py trains DF-GAN with them.
 
-None of them ships: docs/results.md has what they brought.
+None of them ships: docs/results-recipe.md has what they brought.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ def test_parts_that_no_file_can_name_are_refused_before_they_are_saved(tmp_path)
 
     vlm.image_encoder = Other(**vlm.image_encoder.settings)
     with pytest.raises(
-        ValueError, match=r"^image_encoder: expected one of vlm_plugin\.encoders, .* got Other: save its"
+        ValueError, match=r"^image_encoder: expected one of vlm_plugin\.matcher\.image_encoders, .* got Other: save its"
     ):
         vlm.save(tmp_path / "a.vlm.pt")
     assert not list(tmp_path.iterdir())

@@ -199,7 +199,7 @@ class VLM(nn.Module):
         parts = self._parts()
         if not rebuildable(parts["image_encoder"]):
             raise ValueError(
-                "image_encoder: expected one of vlm_plugin.encoders, which a file can name, got "
+                "image_encoder: expected one of vlm_plugin.matcher.image_encoders, which a file can name, got "
                 f"{type(parts['image_encoder']).__name__}: save its state_dict() yourself"
             )
         weights = {n: {k: _stored(v, half) for k, v in m.state_dict().items()} for n, m in parts.items()}
