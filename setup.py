@@ -12,8 +12,8 @@ BASELINES = ("attngan", "dfgan")
 # In the repository these lie beside the package, in the wheel within it.
 ELSEWHERE = {"vlm_plugin.patches": "patches"} | {f"vlm_plugin.baselines.{n}": f"baselines/{n}" for n in BASELINES}
 
-TRAIN = ["pyyaml", "matplotlib", "torchmetrics>=1.4"]
-EVAL = ["pyyaml", "torchmetrics>=1.4", "torch-fidelity"]
+TRAIN = ["pyyaml", "matplotlib", "torchmetrics>=1.4", "jinja2"]
+EVAL = ["pyyaml", "torchmetrics>=1.4", "torch-fidelity", "jinja2"]
 
 setup(
     name="vlm-plugin",
@@ -26,7 +26,7 @@ setup(
     packages=[*find_packages(include=["vlm_plugin", "vlm_plugin.*"]), *ELSEWHERE],
     package_dir=ELSEWHERE,
     package_data={
-        "vlm_plugin": ["assets/*"],
+        "vlm_plugin": ["assets/*", "report/templates/*"],
         "vlm_plugin.patches": ["*.patch"],
         **{f"vlm_plugin.baselines.{name}": ["cfg/*.yml", "assets/*"] for name in BASELINES},
     },

@@ -246,7 +246,7 @@ def without(missing: tuple[str, ...], *lines: tuple[object, ...]) -> list[tuple[
 def test_without_the_extras_most_commands_work_and_the_others_say_what_to_install(tmp_path: Path) -> None:
     birds, out = tmp_path / "birds", tmp_path / "m.vlm.pt"
     found = without(
-        ("yaml", "torchmetrics", "torch_fidelity", "matplotlib"),
+        ("yaml", "torchmetrics", "torch_fidelity", "matplotlib", "jinja2"),
         ("--help",),
         *((name, "--help") for name in COMMANDS),
         ("data", "synthetic", birds, "--train", 12, "--validation", 0, "--test", 4, "--size", 16),
@@ -257,10 +257,10 @@ def test_without_the_extras_most_commands_work_and_the_others_say_what_to_instal
     assert found.pop(0)[0] == 0
     helps, runs = dict(zip(COMMANDS, found, strict=False)), found[len(COMMANDS) :]
     advice = 'in the repository: pip install ".[eval]"\n'
-    for name in ("evaluate", "score"):
+    for name, missing in {"evaluate": "torchmetrics", "score": "torchmetrics", "report": "jinja2"}.items():
         code, error = helps.pop(name)
         assert code == 2
-        assert error == f"vlm-plugin {name}: No module named 'torchmetrics': {advice}"
+        assert error == f"vlm-plugin {name}: No module named '{missing}': {advice}"
     assert {code for code, _ in helps.values()} == {0}
     assert [code for code, _ in runs] == [0] * 4, runs
     assert out.is_file()
@@ -269,6 +269,14 @@ def test_without_the_extras_most_commands_work_and_the_others_say_what_to_instal
 def test_settings_files_are_for_evaluate_alone() -> None:
     refused, score = without(("yaml",), ("evaluate", "--help"), ("score", "--help"))
     assert refused == (2, "vlm-plugin evaluate: No module named 'yaml': in the repository: pip install \".[eval]\"\n")
+    assert score[0] == 0
+
+
+def test_pages_are_for_evaluate_and_report_alone() -> None:
+    *refused, score = without(("jinja2",), ("evaluate", "--help"), ("report", "--help"), ("score", "--help"))
+    for name, (code, error) in zip(("evaluate", "report"), refused, strict=True):
+        assert code == 2
+        assert error == f"vlm-plugin {name}: No module named 'jinja2': in the repository: pip install \".[eval]\"\n"
     assert score[0] == 0
 
 

@@ -1230,6 +1230,7 @@ runpy.run_path({script!r}, run_name="__main__")
         ("dfgan/main.py", "dfgan", "torch"),
         ("dfgan/main.py", "dfgan", "yaml"),
         ("dfgan/main.py", "dfgan", "torchmetrics"),
+        ("dfgan/main.py", "dfgan", "jinja2"),
         ("export.py", "export", "torch"),
     ],
 )

@@ -17,19 +17,19 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from jinja2 import UndefinedError
 from PIL import Image
 
 from vlm_plugin.cli import report as report_module
 from vlm_plugin.cli.report import add_arguments
 from vlm_plugin.loss import TERMS
 from vlm_plugin.report import charts as charts_module
-from vlm_plugin.report import html as html_module
 from vlm_plugin.report.charts import Curve, chart, downsampled, smoothed, ticks
-from vlm_plugin.report.html import Html
-from vlm_plugin.report.pictures import lit
+from vlm_plugin.report.light import lit
+from vlm_plugin.report.pictures import embedded
 from vlm_plugin.report.read import MATTERS, asides, comparable, warnings
-from vlm_plugin.report.report import write_report
-from vlm_plugin.report.results import _number
+from vlm_plugin.report.report import TEMPLATES, write_report
+from vlm_plugin.report.results import formatted
 from vlm_plugin.report.settings import flattened
 
 EVALUATOR, JUDGE, TRAINED = "3fa81c22b90d4e17", "1f2e3d4c5b6a7988", "0b7d5c9a11e2f384"
@@ -190,7 +190,9 @@ class Reader(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
-        self.open[-1].children.append(data)
+        # Lines of the templates end between elements, too.
+        if data.strip():
+            self.open[-1].children.append(data)
 
 
 def tree(path: Path) -> Node:
@@ -327,6 +329,12 @@ def test_what_captions_and_names_say_is_text(tmp_path: Path) -> None:
     assert any(image.attributes["alt"] == f"real: {CAPTIONS[0]}" for image in root.all("img"))
 
 
+def test_templates_escape_and_refuse_what_they_were_not_given() -> None:
+    assert TEMPLATES.from_string("{{ a }}<i>").render(a="<i>&") == "&lt;i&gt;&amp;<i>"
+    with pytest.raises(UndefinedError, match="'b' is undefined"):
+        TEMPLATES.from_string("{{ a }}{{ b }}").render(a=1)
+
+
 def test_one_page_is_below_two_megabytes(tmp_path: Path) -> None:
     """Pictures of the largest size that is kept, long captions, a long log."""
     run = make_run(tmp_path / "run", "report.pt", "log.jsonl")
@@ -369,7 +377,7 @@ def test_the_table_has_every_row_with_spreads(run: Path) -> None:
     ],
 )  # fmt: skip
 def test_numbers(value: float, better: str, text: str) -> None:
-    assert _number(value, {"better": better}) == text
+    assert formatted(value, better) == text
 
 
 def test_values_that_are_not_finite_are_shown_as_such(run: Path) -> None:
@@ -515,6 +523,11 @@ def test_harmless_differences_are_reported(run: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- curves
 
 
+def drawn(curves: Sequence[Curve]) -> str:
+    """A chart as the page has it."""
+    return TEMPLATES.get_template("charts.html.j2").module.chart(chart(curves, "name"))
+
+
 def coordinates(path: Node) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in re.findall(r"[ML]([-\d.]+) ([-\d.]+)", path.attributes["d"])]
 
@@ -551,7 +564,7 @@ def test_a_chart_shows_the_values() -> None:
     """Straight lines have their ends where they belong; what is not finite leaves a gap."""
     values = [(100.0 + n, 10.0 + n) for n in range(21)]
     reader = Reader()
-    reader.feed(chart([Curve("run", 0, values, [(100.0, 5.0), (120.0, 5.0)])], "name"))
+    reader.feed(drawn([Curve("run", 0, values, [(100.0, 5.0), (120.0, 5.0)])]))
     (line,), (floor,) = reader.root.all("path", "smooth"), reader.root.all("path", "floor")
     points, below = coordinates(line), coordinates(floor)
     labels = {}
@@ -572,7 +585,7 @@ def test_a_chart_shows_the_values() -> None:
     assert (points[0][0], points[-1][0]) == (below[0][0], below[-1][0]) == (46, 328)
     broken = [(0.0, 1.0), (1.0, math.nan), (2.0, 3.0), (3.0, 2.0), (4.0, math.inf), (5.0, 1.0)]
     reader = Reader()
-    reader.feed(chart([Curve("run", 0, broken)], "name"))
+    reader.feed(drawn([Curve("run", 0, broken)]))
     (path,) = reader.root.all("path", "smooth")
     assert [len(part.split("L")) for part in path.attributes["d"].split("M")[1:]] == [1, 2, 1]
     assert path.attributes["d"].count("h0") == 2
@@ -583,9 +596,9 @@ def test_a_chart_shows_the_values() -> None:
     "values", [[(0, 3.0)], [(0, 0.0), (20, 0.0)], [(0, math.nan)], [(0, 1e-30), (1, 2e-30)], [(5, -1e9), (6, 1e9)]]
 )
 def test_charts_of_odd_values(values: list[tuple[float, float]]) -> None:
-    drawn = chart([Curve("one", 0, values), Curve("two", 1, values)], "name")
-    Reader().feed(drawn)
-    numbers = re.findall(r'(?:d|x1|y1|y)="([^"]*)"', drawn)
+    svg = drawn([Curve("one", 0, values), Curve("two", 1, values)])
+    Reader().feed(svg)
+    numbers = re.findall(r'(?:d|x1|y1|y)="([^"]*)"', svg)
     assert not any("nan" in number or "inf" in number for number in numbers)
 
 
@@ -682,8 +695,8 @@ def test_pictures_of_each_model_below_their_caption(run: Path) -> None:
 
 def test_the_smaller_encoding_is_taken() -> None:
     flat, noise = Image.new("RGB", (64, 64), "red"), Image.fromarray(torch.randint(0, 256, (64, 64, 3)).byte().numpy())
-    assert 'src="data:image/png' in html_module.picture(flat, "flat")
-    assert 'src="data:image/jpeg' in html_module.picture(noise, "noise")
+    assert embedded(flat, "flat")["src"].startswith("data:image/png")
+    assert embedded(noise, "noise")["src"].startswith("data:image/jpeg")
 
 
 def test_large_pictures_are_shrunk(run: Path) -> None:
@@ -723,19 +736,23 @@ def test_light_is_where_the_weight_is() -> None:
     picture = Image.new("RGB", (64, 64), (200, 100, 50))
     weights = torch.full((2, 4), 0.01)
     weights[1, 3] = 0.3
-    result = lit(picture, weights)
+    result = lit(picture, weights, 128)
     assert result.size == (128, 128)
     assert result.getpixel((124, 124)) == (200, 100, 50)
     for place in ((3, 3), (124, 3), (3, 124)):
         assert result.getpixel(place) == pytest.approx((40, 20, 10), abs=2)
     # An outline between them, whatever the picture's own light.
     for colour in ("black", "white"):
-        colours = {value for _, value in lit(Image.new("RGB", (64, 64), colour), weights).getcolors(99999)}
+        colours = {value for _, value in lit(Image.new("RGB", (64, 64), colour), weights, 128).getcolors(99999)}
         assert {(255, 255, 255), (0, 0, 0)} <= colours
-    assert lit(picture, torch.full((2, 4), 0.5)).getcolors() == [(128 * 128, (200, 100, 50))]
+    # None where none is wanted.
+    plain = lit(Image.new("RGB", (64, 64), "white"), weights, 96, outlined=False)
+    assert plain.size == (96, 96)
+    assert plain.getextrema() == ((51, 255),) * 3
+    assert lit(picture, torch.full((2, 4), 0.5), 128).getcolors() == [(128 * 128, (200, 100, 50))]
     weights[0, 0] = math.nan
-    assert lit(picture, weights).getpixel((124, 3)) == pytest.approx((40, 20, 10), abs=8)
-    assert lit(picture, torch.full((2, 4), math.nan)).getcolors() == [(128 * 128, (200, 100, 50))]
+    assert lit(picture, weights, 128).getpixel((124, 3)) == pytest.approx((40, 20, 10), abs=8)
+    assert lit(picture, torch.full((2, 4), math.nan), 128).getcolors() == [(128 * 128, (200, 100, 50))]
 
 
 def test_best_and_worst_with_scores_and_who_gave_them(run: Path) -> None:
@@ -984,10 +1001,12 @@ def test_a_screenshot_is_a_picture(run: Path, tmp_path: Path, browser: str) -> N
 
 
 @pytest.mark.browser
-def test_a_browser_would_notice_what_is_wrong(tmp_path: Path, browser: str) -> None:
+def test_a_browser_would_notice_what_is_wrong(run: Path, tmp_path: Path, browser: str) -> None:
     """The checks above can fail: a wide box, a broken picture and a refused script are seen."""
     body = '<div style="width: 2000px">x</div><img src="data:image/png;base64,AAAA" alt="x"/><script>1</script>'
-    (tmp_path / "page.html").write_text(html_module.page("bad", Html(body)), encoding="utf-8")
+    right = write_report([run], tmp_path / "page.html").read_text(encoding="utf-8")
+    bad = re.sub("<body>.*</body>", f"<body>{body}</body>", right, flags=re.DOTALL)
+    (tmp_path / "page.html").write_text(bad, encoding="utf-8")
     (tmp_path / "frames.html").write_text(_FRAMES, encoding="utf-8")
     seen = visit(browser, tmp_path / "profile", tmp_path / "frames.html", "--dump-dom")
     assert "CONSOLE" in seen.stderr

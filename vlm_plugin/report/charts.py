@@ -1,26 +1,17 @@
-"""Small line charts as inline SVG: no scripts, no plotting library."""
+"""Small line charts: where their lines lie, for charts.html.j2 to draw as inline SVG without scripts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlm_plugin.report.html import Html, element, join
-
 Points = Sequence[tuple[float, float]]
 MOST_POINTS = 200
-_WIDTH, _HEIGHT = 340, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 8, 34
-_COLOURS = 7
-# Drawn around (0, 0). Runs differ in shape as well as in colour.
-_MARKERS = (
-    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z", "M-3.6-3.6h7.2v7.2h-7.2z", "M0-4.8L4.6 3.4h-9.2z", "M0-5L5 0L0 5L-5 0z",
-    "M0 4.8L4.6-3.4h-9.2z",
-)  # fmt: skip
-_MARKED = 5
+# On each line.
+_MARKERS = 5
 
 
 class Curve(NamedTuple):
@@ -34,7 +25,7 @@ class Curve(NamedTuple):
     """What real pairs give, drawn dashed."""
 
 
-def chart(curves: Sequence[Curve], name: str, x_name: str = "step", smooth: bool = True) -> Html:
+def chart(curves: Sequence[Curve], name: str, x_name: str = "step", smooth: bool = True) -> dict[str, Any]:
     """Raw values faint, smoothed ones strong, floors dashed; several curves differ in colour and marker.
 
     Args:
@@ -42,39 +33,39 @@ def chart(curves: Sequence[Curve], name: str, x_name: str = "step", smooth: bool
         name: what the values are, for those who cannot see it.
         x_name: what stands below.
         smooth: the values are noisy; else they are drawn as they are.
+
+    Returns:
+        What `chart` of charts.html.j2 draws.
     """
     strong = [smoothed(curve.values) if smooth else list(curve.values) for curve in curves]
     seen = [point for curve in curves for point in (*curve.values, *curve.floor) if math.isfinite(point[1])]
-    x_ticks = ticks(*_range([x for x, _ in seen] or [0.0]), whole=True)
-    y_ticks = ticks(*_range([y for _, y in seen] or [0.0]))
     low, high = _range([x for x, _ in seen] or [0.0])
+    y_ticks = ticks(*_range([y for _, y in seen] or [0.0]))
     # The steps end where they end, the values at a tick.
     frame = _Frame(low, high, y_ticks[0], y_ticks[-1])
-    parts = [_axes(frame, [x for x in x_ticks if low <= x <= high], y_ticks, x_name)]
-    several = len(curves) > 1
-    for curve, averaged in zip(curves, strong, strict=True):
-        lines = []
-        if curve.floor:
-            # As noisy as the curve itself: unsmoothed, its dashes would be dots.
-            lines.append(_line(frame, downsampled(smoothed(curve.floor)), "floor"))
-        if averaged != list(curve.values):
-            lines.append(_line(frame, downsampled(curve.values), "raw"))
-        averaged = downsampled(averaged)
-        lines.append(_line(frame, averaged, "smooth"))
-        lines += _markers(frame, averaged, curve.style) if several else []
-        parts.append(element("g", *lines, class_=_colour(curve.style)))
     said = "; ".join(_said(curve, averaged) for curve, averaged in zip(curves, strong, strict=True))
-    return element(
-        "svg", *parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=f"{name} by {x_name}. {said}"
-    )
+    return {
+        "said": f"{name} by {x_name}. {said}",
+        "x_name": x_name,
+        "frame": frame,
+        "y_ticks": [(round(frame.y(y), 1), number(y)) for y in y_ticks],
+        "x_ticks": [(round(frame.x(x), 1), number(x)) for x in ticks(low, high, whole=True) if low <= x <= high],
+        "curves": [
+            _drawn(frame, curve, averaged, len(curves) > 1) for curve, averaged in zip(curves, strong, strict=True)
+        ],
+    }
 
 
-def swatch(style: int, marked: bool, dashed: bool = False) -> Html:
-    """A short piece of a curve, for a legend; says nothing to those who cannot see it."""
-    line = element("path", d="M2 8h32", class_=f"line {'floor' if dashed else 'smooth'}")
-    marker = element("path", d=_MARKERS[style % len(_MARKERS)], transform="translate(18 8)", class_="marker")
-    content = join([line, marker if marked and not dashed else None])
-    return element("svg", content, viewBox="0 0 36 16", width=36, height=16, aria_hidden="true", class_=_colour(style))
+def _drawn(frame: _Frame, curve: Curve, averaged: Points, marked: bool) -> dict[str, Any]:
+    lines = []
+    if curve.floor:
+        # As noisy as the curve itself: unsmoothed, its dashes would be dots.
+        lines.append(("floor", _line(frame, downsampled(smoothed(curve.floor)))))
+    if averaged != list(curve.values):
+        lines.append(("raw", _line(frame, downsampled(curve.values))))
+    averaged = downsampled(averaged)
+    lines.append(("smooth", _line(frame, averaged)))
+    return {"style": curve.style, "lines": lines, "markers": _markers(frame, averaged, curve.style) if marked else []}
 
 
 def smoothed(points: Points) -> list[tuple[float, float]]:
@@ -143,18 +134,24 @@ def number(value: float) -> str:
 
 
 class _Frame(NamedTuple):
-    """Where values lie in the picture."""
+    """Where values lie in the picture, and its measures."""
 
     low_x: float
     high_x: float
     low_y: float
     high_y: float
+    width: int = 340
+    height: int = 200
+    left: int = 46
+    right: int = 328
+    top: int = 8
+    bottom: int = 166
 
     def x(self, value: float) -> float:
-        return _LEFT + (value - self.low_x) / (self.high_x - self.low_x) * (_WIDTH - _LEFT - _RIGHT)
+        return self.left + (value - self.low_x) / (self.high_x - self.low_x) * (self.right - self.left)
 
     def y(self, value: float) -> float:
-        return _HEIGHT - _BOTTOM - (value - self.low_y) / (self.high_y - self.low_y) * (_HEIGHT - _TOP - _BOTTOM)
+        return self.bottom - (value - self.low_y) / (self.high_y - self.low_y) * (self.bottom - self.top)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -164,24 +161,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _axes(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_name: str) -> Html:
-    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    parts = []
-    for value in y_ticks:
-        y = round(frame.y(value), 1)
-        parts.append(element("line", x1=_LEFT, x2=right, y1=y, y2=y, class_="grid"))
-        parts.append(element("text", number(value), x=_LEFT - 7, y=round(y + 3.8, 1), text_anchor="end"))
-    for value in x_ticks:
-        x = round(frame.x(value), 1)
-        parts.append(element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis"))
-        anchor = "end" if x > right - 10 else "middle"
-        parts.append(element("text", number(value), x=x, y=bottom + 16, text_anchor=anchor))
-    parts.append(element("text", x_name, x=(_LEFT + right) / 2, y=_HEIGHT - 4, text_anchor="middle"))
-    parts.append(element("line", x1=_LEFT, x2=right, y1=bottom, y2=bottom, class_="axis"))
-    return element("g", *parts, aria_hidden="true")
-
-
-def _line(frame: _Frame, points: Points, kind: str) -> Html:
+def _line(frame: _Frame, points: Points) -> str:
     """A line with a gap wherever a value is not finite; a lone point is a dot."""
     steps, pen = [], "M"
     for i, (x, y) in enumerate(points):
@@ -191,24 +171,16 @@ def _line(frame: _Frame, points: Points, kind: str) -> Html:
         alone = pen == "M" and not (i + 1 < len(points) and math.isfinite(points[i + 1][1]))
         steps.append(f"{pen}{frame.x(x):.1f} {frame.y(y):.1f}" + ("h0" if alone else ""))
         pen = "L"
-    return element("path", d="".join(steps), class_=f"line {kind}")
+    return "".join(steps)
 
 
-def _markers(frame: _Frame, points: Points, style: int) -> list[Html]:
+def _markers(frame: _Frame, points: Points, style: int) -> list[str]:
     points = [point for point in points if math.isfinite(point[1])]
     if not points:
         return []
     # Each run's sit elsewhere, so that equal curves do not hide each other's.
-    places = {min(int((n + (style % 5 + 1) / 6) * len(points) / _MARKED), len(points) - 1) for n in range(_MARKED)}
-    return [
-        element(
-            "path",
-            d=_MARKERS[style % len(_MARKERS)],
-            transform=f"translate({frame.x(points[i][0]):.1f} {frame.y(points[i][1]):.1f})",
-            class_="marker",
-        )
-        for i in sorted(places)
-    ]
+    places = {min(int((n + (style % 5 + 1) / 6) * len(points) / _MARKERS), len(points) - 1) for n in range(_MARKERS)}
+    return [f"{frame.x(points[i][0]):.1f} {frame.y(points[i][1]):.1f}" for i in sorted(places)]
 
 
 def _said(curve: Curve, averaged: Points) -> str:
@@ -218,7 +190,3 @@ def _said(curve: Curve, averaged: Points) -> str:
     text = f"{curve.label}: from {finite[0]:.3g} to {finite[-1]:.3g}"
     floor = [y for _, y in curve.floor if math.isfinite(y)]
     return text + (f", floor {floor[-1]:.3g} at the end" if floor else "")
-
-
-def _colour(style: int) -> str:
-    return f"s{style % _COLOURS}"

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image
 from torch import Tensor
 
-from vlm_plugin.report.html import NO_VALUE, Html, element, join, picture, said_empty, said_missing, scroller
-from vlm_plugin.report.read import Run
+from vlm_plugin.report.light import lit
+from vlm_plugin.report.read import NO_VALUE, Run
 
 # Larger pictures are shrunk to this many pixels a side: twice of what a tile takes on a page.
-_SIDE, _WORD_SIDE = 160, 128
-# How much light is left where a word's weight is least.
-_DARK = 0.2
+_TILE_SIDE, _WORD_SIDE = 160, 128
 
 
-def captions_section(runs: Sequence[Run]) -> Html:
-    parts, shown = [], []
-    for run in runs:
-        if run.pictures is None:
-            parts.append(said_missing(run, "report.pt", runs, "pictures"))
-        elif not run.pictures.get("captions") or not run.pictures.get("pictures"):
-            parts.append(said_empty(run, runs, "pictures", "report.pt holds none"))
-        else:
-            shown.append(run)
-    if not shown:
-        return join(parts)
-    parts.append(element("p", "Every model draws from the same noise.", class_="quiet small"))
+def embedded(image: Image.Image, alt: str) -> dict[str, Any]:
+    """An RGB picture for the page itself, as PNG or JPEG, whichever is smaller.
+
+    Args:
+        image: the picture.
+        alt: what it shows, for those who cannot see it.
+
+    Returns:
+        `src` (a data URL), `alt`, `width` and `height` of an `img`.
+    """
+    encoded = {}
+    for kind, options in (("png", {}), ("jpeg", {"quality": 85, "optimize": True})):
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        encoded[kind] = buffer.getvalue()
+    kind = min(encoded, key=lambda name: len(encoded[name]))
+    source = f"data:image/{kind};base64,{base64.b64encode(encoded[kind]).decode()}"
+    return {"src": source, "alt": alt, "width": image.width, "height": image.height}
+
+
+def captions_section(runs: Sequence[Run]) -> dict[str, Any]:
+    """What pictures.html.j2 shows: the names of the runs with pictures, and a card for each caption of theirs."""
+    shown = [run for run in runs if (run.pictures or {}).get("captions") and run.pictures.get("pictures")]
     rows = [_numbered(run.pictures["captions"]) for run in shown]
     cards = []
     for key in dict.fromkeys(key for of_run in rows for key in of_run):
-        caption, figures, real = key[0], [], None
+        caption, figures, real = key[0], [], []
         for run, of_run in zip(shown, rows, strict=True):
             if key not in of_run:
                 continue
@@ -41,10 +51,10 @@ def captions_section(runs: Sequence[Run]) -> Html:
                 own = pictures[of_run.index(key)]
                 if name != "real":
                     figures.append(_tiles(f"{run.name}, {name}" if len(runs) > 1 else name, own, caption))
-                elif real is None:
-                    real = _tiles("real", own, caption)
-        cards.append(element("article", element("h3", caption), real, *figures, class_="card"))
-    return join([*parts, element("div", *cards, class_="cards")], "\n")
+                elif not real:
+                    real.append(_tiles("real", own, caption))
+        cards.append({"caption": caption, "figures": real + figures})
+    return {"shown": [run.name for run in shown], "cards": cards}
 
 
 def _numbered(captions: Sequence[str]) -> list[tuple[str, int]]:
@@ -52,75 +62,47 @@ def _numbered(captions: Sequence[str]) -> list[tuple[str, int]]:
     return [(caption, captions[:i].count(caption)) for i, caption in enumerate(captions)]
 
 
-def _tiles(label: str, pictures: Tensor, caption: str) -> Html:
+def _tiles(label: str, pictures: Tensor, caption: str) -> dict[str, Any]:
     count = len(pictures)
     images = [
-        picture(_image(p, _SIDE), f"{label}{f', {n} of {count}' if count > 1 else ''}: {caption}")
+        embedded(_image(p, _TILE_SIDE), f"{label}{f', {n} of {count}' if count > 1 else ''}: {caption}")
         for n, p in enumerate(pictures, start=1)
     ]
-    return element("figure", element("figcaption", label), element("div", *images, class_="four"))
+    return {"label": label, "images": images}
 
 
-def attention_section(runs: Sequence[Run]) -> Html:
-    parts = []
-    for run in runs:
-        if run.pictures is None:
-            parts.append(said_missing(run, "report.pt", runs, "attention"))
-        elif not run.pictures.get("attention"):
-            parts.append(said_empty(run, runs, "attention", "report.pt holds none (the encoder has no regions)"))
-        else:
-            parts.append(element("h3", run.name) if len(runs) > 1 else None)
-            parts += [_words(part) for part in run.pictures["attention"]]
-    if any(run.pictures and run.pictures.get("attention") for run in runs):
-        text = "Light is where the matcher looks for a word; the outline lies halfway between least and largest weight."
-        parts.insert(0, element("p", text, class_="quiet small"))
-    return join(parts, "\n")
+def attention_section(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
+    """What attention.html.j2 shows: the tables of each run, a caption each."""
+    return {run.name: [_words(part) for part in (run.pictures or {}).get("attention") or ()] for run in runs}
 
 
-def _words(part: Mapping[str, Any]) -> Html:
+def _words(part: Mapping[str, Any]) -> dict[str, Any]:
     words = [word or NO_VALUE for word in part["words"]]
-    heads = [element("th", word, scope="col") for word in words]
-    head = element("tr", element("th", "", scope="col"), element("th", "picture", scope="col"), *heads)
     rows = []
     for label, key in (("real", "real"), ("drawn", "fake")):
         base = _image(part[key], _WORD_SIDE)
-        cells = [element("td", picture(base, f"{label} picture of: {part['caption']}"))]
+        images = [embedded(base, f"{label} picture of: {part['caption']}")]
         for word, weights in zip(words, part[f"{key}_maps"], strict=True):
             alt = f"{label} picture, light where the matcher looks for \N{LEFT DOUBLE QUOTATION MARK}{word}"
-            cells.append(element("td", picture(lit(base, weights), f"{alt}\N{RIGHT DOUBLE QUOTATION MARK}")))
-        rows.append(element("tr", element("th", label, scope="row"), *cells))
-    table = element(
-        "table", element("caption", part["caption"]), element("thead", head), element("tbody", *rows), class_="words"
-    )
-    return scroller(table, f"Attention: {part['caption']}")
+            images.append(embedded(lit(base, weights, _WORD_SIDE), f"{alt}\N{RIGHT DOUBLE QUOTATION MARK}"))
+        rows.append({"label": label, "images": images})
+    return {"caption": part["caption"], "words": words, "rows": rows}
 
 
-def lit(image: Image.Image, weights: Tensor) -> Image.Image:
-    """A picture darkened where weights are low, with an outline around the high ones.
+def extremes_section(runs: Sequence[Run]) -> dict[str, dict[str, list[tuple[dict[str, Any], str, str]]]]:
+    """What extremes.html.j2 shows: each run's best and worst pictures, with score and caption."""
+    kept = {run.name: run.pictures or {} for run in runs}
+    return {
+        name: {end: _scored(pictures[end]) for end in ("best", "worst") if pictures.get(end)}
+        for name, pictures in kept.items()
+    }
 
-    Hues stay, so that no colour has to be told from another; the outline serves pictures that are dark by themselves.
 
-    Args:
-        image: RGB.
-        weights: `(h, w)`; the largest leaves the picture as it is, the least leaves a fifth of its light. Equal weights
-            darken nothing.
-
-    Returns:
-        RGB of `_WORD_SIDE` pixels a side.
-    """
-    weights = weights.detach().float().cpu().nan_to_num()
-    span = weights.max() - weights.min()
-    share = (weights - weights.min()) / span if span > 0 else torch.ones_like(weights)
-    side = (_WORD_SIDE, _WORD_SIDE)
-    image = image.resize(side, Image.Resampling.BICUBIC)
-    mask = Image.fromarray((share * 255).round().to(torch.uint8).numpy()).resize(side, Image.Resampling.BICUBIC)
-    result = Image.composite(image, Image.eval(image, lambda value: round(value * _DARK)), mask)
-    high = mask.point(lambda value: 255 if value > 127 else 0)
-    # Black beside white: seen on light pictures and on dark ones.
-    for width, colour in ((5, "black"), (3, "white")):
-        edge = ImageChops.subtract(high.filter(ImageFilter.MaxFilter(width)), high)
-        result.paste(colour, mask=edge)
-    return result
+def _scored(part: Mapping[str, Any]) -> list[tuple[dict[str, Any], str, str]]:
+    return [
+        (embedded(_image(pixels, _TILE_SIDE), f"drawn for: {caption}"), f"{score:.3f}", caption)
+        for caption, pixels, score in zip(part["captions"], part["pictures"], part["scores"], strict=True)
+    ]
 
 
 def _image(pixels: Tensor, most: int) -> Image.Image:
@@ -128,38 +110,3 @@ def _image(pixels: Tensor, most: int) -> Image.Image:
     image = Image.fromarray(pixels.cpu().permute(1, 2, 0).contiguous().numpy())
     image.thumbnail((most, most), Image.Resampling.LANCZOS)
     return image
-
-
-def extremes_section(runs: Sequence[Run]) -> Html:
-    parts = []
-    for run in runs:
-        if run.pictures is None:
-            parts.append(said_missing(run, "report.pt", runs, "best and worst pictures"))
-            continue
-        if not any(run.pictures.get(name) for name in ("best", "worst")):
-            parts.append(
-                said_empty(run, runs, "best and worst pictures", "report.pt holds none (no VLMS without a scorer)")
-            )
-            continue
-        vlms = run.evaluation["columns"].get("vlms", {})
-        by = vlms.get("by", "an evaluator that evaluation.json does not name")
-        of = f"{run.name}: " if len(runs) > 1 else ""
-        parts.append(element("p", f"{of}{vlms.get('title', 'VLMS')} by {by}.", class_="quiet small"))
-        for name in ("best", "worst"):
-            part = run.pictures.get(name) or {"captions": []}
-            if part["captions"]:
-                parts.append(element("h3", f"{of}{name}" if of else name.capitalize()))
-                parts.append(_scored(part))
-    return join(parts, "\n")
-
-
-def _scored(part: Mapping[str, Any]) -> Html:
-    figures = [
-        element(
-            "figure",
-            picture(_image(pixels, _SIDE), f"drawn for: {caption}"),
-            element("figcaption", element("strong", f"{score:.3f}"), caption),
-        )
-        for caption, pixels, score in zip(part["captions"], part["pictures"], part["scores"], strict=True)
-    ]
-    return element("div", *figures, class_="scored")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ MATTERS = (
 )  # fmt: skip
 #: As well, where both have it: manifests of earlier releases do not.
 MATTERS_WHERE_KNOWN = ("evaluator_reads",)
+#: What stands where a run has no value.
+NO_VALUE = "\N{EN DASH}"
 
 
 class Run(NamedTuple):
@@ -103,7 +105,7 @@ def _expect(right: bool, path: Path, part: str, got: object) -> None:
         raise ValueError(f"{path}: {part}: expected parts that fit together, uint8 for pictures, got {got}")
 
 
-def short_names(folders: Sequence[Path]) -> list[str]:
+def distinct_names(folders: Sequence[Path]) -> list[str]:
     """Each folder's name, with as many of its parents as tell it from the others."""
     parts = [folder.resolve().parts for folder in folders]
     names = []
@@ -116,6 +118,11 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def check_comparable(first: Run, other: Run) -> None:
+    """Refuse runs that were evaluated in different ways.
+
+    Raises:
+        ValueError: the message names both folders and each difference.
+    """
     if differences := comparable(first.evaluation["manifest"], other.evaluation["manifest"]):
         raise ValueError(
             f"{other.folder}: expected the same evaluation as {first.folder}, got differences: {'; '.join(differences)}"
@@ -123,10 +130,12 @@ def check_comparable(first: Run, other: Run) -> None:
 
 
 def is_number(value: object) -> bool:
+    """A number of JSON, which true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def count_text(value: object) -> str:
+def counted(value: object) -> str:
+    """A count, or words in its place, to stand before what is counted."""
     return f"{value:,}" if is_number(value) and math.isfinite(value) else "an unknown number of"
 
 
@@ -166,6 +175,16 @@ def asides(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     names = [name for name in dict.fromkeys([*ours, *theirs]) if name != "torch"]
     pairs = [("device", a.get("device"), b.get("device")), *((n, ours.get(n), theirs.get(n)) for n in names)]
     return [f"{name}: {_shown(x)} and {_shown(y)}" for name, x, y in pairs if x != y]
+
+
+def differences(runs: Sequence[Run], between: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]) -> list[str]:
+    """A sentence for each difference of another run from the first; `between` is `warnings` or `asides`."""
+    first, *others = runs
+    return [
+        f"{first.name} and {other.name} differ in {difference}"
+        for other in others
+        for difference in between(first.evaluation["manifest"], other.evaluation["manifest"])
+    ]
 
 
 def _versions(manifest: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -5,18 +5,39 @@ The page is a single file that loads nothing and runs no script, for any browser
 
 from __future__ import annotations
 
-import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vlm_plugin.files import check_writable
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from vlm_plugin.files import check_writable, write_text
 from vlm_plugin.report.curves import curves_section
-from vlm_plugin.report.html import Html, element, join, page
 from vlm_plugin.report.pictures import attention_section, captions_section, extremes_section
-from vlm_plugin.report.read import Run, check_comparable, count_text, is_number, read_run, short_names
+from vlm_plugin.report.read import Run, check_comparable, counted, distinct_names, is_number, read_run
 from vlm_plugin.report.results import results_section
 from vlm_plugin.report.settings import settings_section
+
+# Names of runs and captions are text: whatever is no markup of the templates is escaped.
+TEMPLATES = Environment(
+    loader=PackageLoader("vlm_plugin.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+# Each with the function that says what its template shows.
+_SECTIONS = (
+    ("results", "Results", results_section),
+    ("curves", "Curves", curves_section),
+    ("pictures", "Captions and pictures", captions_section),
+    ("attention", "Attention", attention_section),
+    ("extremes", "Best and worst", extremes_section),
+    ("settings", "Settings and versions", settings_section),
+)
+# Control characters and lone surrogates, which file names may bring.
+_NOT_IN_HTML = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -42,43 +63,24 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         raise ValueError(f"runs: expected different folders, got {', '.join(twice)} more than once")
     if out.is_dir():
         raise ValueError(f"out: expected a file to write, got the folder {out}")
-    read = [read_run(folder, name) for folder, name in zip(folders, short_names(folders), strict=True)]
+    read = [read_run(folder, name) for folder, name in zip(folders, distinct_names(folders), strict=True)]
     for other in read[1:]:
         check_comparable(read[0], other)
     check_writable(out)
-    text = render(read)
-    unfinished = out.with_name(out.name + ".part")
-    # Names of runs and pictures may be no valid UTF-8.
-    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-    os.replace(unfinished, out)
+    write_text(render(read), out)
     return out
 
 
-def render(runs: Sequence[Run]) -> Html:
+def render(runs: Sequence[Run]) -> str:
     """The page of runs that may be compared."""
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side"
-    sections: list[tuple[str, str, Callable[[Sequence[Run]], Html]]] = [
-        ("results", "Results", results_section),
-        ("curves", "Curves", curves_section),
-        ("pictures", "Captions and pictures", captions_section),
-        ("attention", "Attention", attention_section),
-        ("extremes", "Best and worst", extremes_section),
-        ("settings", "Settings and versions", settings_section),
-    ]
-    links = [element("li", element("a", heading, href=f"#{name}")) for name, heading, _ in sections]
-    header = element(
-        "header",
-        element("h1", title),
-        *(element("p", line, class_="quiet") for line in _introduction(runs)),
-        element("nav", element("ul", *links), aria_label="Sections"),
+    text = TEMPLATES.get_template("page.html.j2").render(
+        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side",
+        introduction=list(_introduction(runs)),
+        runs=runs,
+        several=len(runs) > 1,
+        sections=[(name, heading, shown(runs)) for name, heading, shown in _SECTIONS],
     )
-    body = [
-        element(
-            "section", element("h2", heading, id=f"{name}-title"), make(runs), id=name, aria_labelledby=f"{name}-title"
-        )
-        for name, heading, make in sections
-    ]
-    return page(f"Report: {title}", join([header, element("main", *body)], "\n"))
+    return _NOT_IN_HTML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _introduction(runs: Sequence[Run]) -> Iterator[str]:
@@ -96,7 +98,7 @@ def _introduction(runs: Sequence[Run]) -> Iterator[str]:
     facts = runs[0].evaluation["manifest"]
     size = f" of {facts['image_size']} \N{MULTIPLICATION SIGN} {facts['image_size']} pixels"
     yield (
-        f"Evaluated on {count_text(facts.get('pictures'))} pictures"
+        f"Evaluated on {counted(facts.get('pictures'))} pictures"
         + (size if facts.get("image_size") else "")
         + f", split \N{LEFT DOUBLE QUOTATION MARK}{facts.get('split')}\N{RIGHT DOUBLE QUOTATION MARK} of "
         + f"{facts.get('data')}, seed {facts.get('seed')}."

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from vlm_plugin.report.html import NO_VALUE, Html, element, join, scroller
-from vlm_plugin.report.read import Run, count_text, warnings
+from vlm_plugin.report.read import NO_VALUE, Run, counted, differences, warnings
 
 _ROW_MEANINGS = {
     "real": "the real pictures",
@@ -16,27 +15,40 @@ _ROW_MEANINGS = {
 }
 
 
-def results_section(runs: Sequence[Run]) -> Html:
-    columns = _columns(runs)
-    return join([_headline(runs, columns), _table(runs, columns), _meanings(runs, columns), _notes(runs)], "\n")
+class Cell(NamedTuple):
+    """A value as the page shows it."""
+
+    value: str
+    spread: str | None
+    """None in a column without spreads; empty where only this value has none, so that values stand below each other."""
+    known: bool
+    """The row has this column."""
+    circular: bool
+    """In this run the column proves nothing."""
 
 
-def _columns(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """Every run's columns; what the first run that has one says of it."""
+def results_section(runs: Sequence[Run]) -> dict[str, Any]:
+    """What results.html.j2 shows: columns, each run's rows of cells, what rows and columns mean, and notes."""
     columns: dict[str, dict[str, Any]] = {}
     for run in runs:
-        for name, column in run.evaluation["columns"].items():
-            columns.setdefault(name, column)
-    return columns
-
-
-def _titles(runs: Sequence[Run], columns: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Each column's title, with who computed it where nothing else tells it from another."""
-    looks = {name: (column["title"], _circular(runs, name)) for name, column in columns.items()}
-    count = Counter(looks.values())
+        # What the first run that has a column says of it.
+        columns |= {name: column for name, column in run.evaluation["columns"].items() if name not in columns}
+    rows = [row for run in runs for row in run.evaluation["rows"]]
+    with_spread = {name for name in columns if any(_number(row, name, "spread") is not None for row in rows)}
+    titles = Counter((column["title"], _circular(runs, name)) for name, column in columns.items())
+    names = dict.fromkeys(row["name"] for row in rows)
     return {
-        name: f"{title} by {columns[name].get('by')}" if count[title, circular] > 1 else title
-        for name, (title, circular) in looks.items()
+        "columns": [_described(runs, name, column, titles) for name, column in columns.items()],
+        "rows": {
+            run.name: [
+                {"name": row["name"], "cells": {n: _cell(run, row, n, columns[n], n in with_spread) for n in columns}}
+                for row in run.evaluation["rows"]
+            ]
+            for run in runs
+        },
+        "rows_mean": "; ".join(f"{name}: {_ROW_MEANINGS[name]}" for name in names if name in _ROW_MEANINGS),
+        "folds": counted(runs[0].evaluation["manifest"].get("folds")) if with_spread else None,
+        "notes": _notes(runs),
     }
 
 
@@ -49,125 +61,27 @@ def _circular(runs: Sequence[Run], name: str) -> str | None:
     return f"circular{only}: this matcher trained the generator"
 
 
-def _headline(runs: Sequence[Run], columns: Mapping[str, Mapping[str, Any]]) -> Html | None:
-    """The last row of each run in large, for each column that proves something."""
-    facts, titles = [], _titles(runs, columns)
-    for name, column in columns.items():
-        if _circular(runs, name):
-            continue
-        lines = []
-        for run in runs:
-            *others, last = run.evaluation["rows"]
-            rest = [
-                element("span", f"{row['name']} {_value(row, name, column)} ", class_="beside")
-                for row in others
-                if name in row["values"]
-            ]
-            label = f"{run.name}, {last['name']}" if len(runs) > 1 else last["name"]
-            # What the others are is in the table; several runs' would not find room.
-            value = element("strong", *_cell(last, name, column, _has_spread(last, name)))
-            lines.append(element("span", label, value, *(rest if len(runs) == 1 else ()), class_="run"))
-        facts.append(element("div", element("dt", titles[name]), element("dd", *lines), class_="fact"))
-    return element("dl", *facts, class_="facts") if facts else None
-
-
-def _table(runs: Sequence[Run], columns: Mapping[str, Mapping[str, Any]]) -> Html:
-    rows = [row for run in runs for row in run.evaluation["rows"]]
-    with_spread = {name for name in columns if any(_has_spread(row, name) for row in rows)}
-    circular, titles = {name: _circular(runs, name) for name in columns}, _titles(runs, columns)
-    heads = [
-        element(
-            "th",
-            titles[name],
-            element("span", f"{column['better']} is better", class_="note"),
-            element("span", circular[name], class_="circular") if circular[name] else None,
-            scope="col",
-            class_="by-trainer" if circular[name] else None,
-        )
-        for name, column in columns.items()
-    ]
-    bodies = []
-    for run in runs:
-        lines = []
-        if len(runs) > 1:
-            lines.append(
-                element("tr", element("th", run.name, scope="rowgroup", colspan=len(columns) + 1, class_="left group"))
-            )
-        for row in run.evaluation["rows"]:
-            cells = [
-                element(
-                    "td",
-                    *_cell(row, name, column, name in with_spread),
-                    class_="by-trainer" if _circular([run], name) else None,
-                )
-                for name, column in columns.items()
-            ]
-            member = "member" if len(runs) > 1 else None
-            lines.append(element("tr", element("th", row["name"], scope="row", class_=member), *cells))
-        bodies.append(element("tbody", *lines))
-    folds = (
-        f", \N{PLUS-MINUS SIGN} standard deviation over {count_text(runs[0].evaluation['manifest'].get('folds'))} folds"
-    )
-    caption = element("caption", "Values" + (folds if with_spread else ""))
-    head = element("thead", element("tr", element("th", "pictures", scope="col"), *heads))
-    table = scroller(element("table", caption, head, *bodies, class_="results"), "Table of results")
-    names = dict.fromkeys(row["name"] for row in rows)
-    known = "; ".join(f"{name}: {_ROW_MEANINGS[name]}" for name in names if name in _ROW_MEANINGS)
-    return join([element("p", f"{known}.", class_="quiet small") if known else None, table])
-
-
-def _has_spread(row: Mapping[str, Any], name: str) -> bool:
-    return (row["values"].get(name) or {}).get("spread") is not None
-
-
-def _cell(row: Mapping[str, Any], name: str, column: Mapping[str, Any], with_spread: bool) -> list[Html | str]:
-    value = _value(row, name, column)
-    if not with_spread:
-        return [value]
-    # Also where there is none, so that values stand below each other.
-    text = ""
-    if _has_spread(row, name):
-        text = f"\N{PLUS-MINUS SIGN} {_spread(row['values'][name]['spread'], column)}"
-    return [value, " ", element("span", text, class_="spread")]
-
-
-def _value(row: Mapping[str, Any], name: str, column: Mapping[str, Any]) -> str:
-    value = (row["values"].get(name) or {}).get("value")
-    return NO_VALUE if value is None else _number(value, column)
-
-
-def _number(value: float, column: Mapping[str, Any]) -> str:
-    """As in the run's own table: distances with four significant digits, else three decimals."""
-    if column.get("better") != "lower":
-        return f"{value:.3f}"
-    return f"{value:.0f}" if 9999.5 <= abs(value) < 1e9 else f"{value:.4g}"
-
-
-def _spread(value: float, column: Mapping[str, Any]) -> str:
-    if column.get("better") != "lower":
-        return f"{value:.3f}"
-    # More digits than two would say nothing.
-    return f"{value:.0f}" if 99.5 <= value < 1e9 else f"{value:.2g}"
-
-
-def _meanings(runs: Sequence[Run], columns: Mapping[str, Mapping[str, Any]]) -> Html:
-    parts = []
-    for name, column in columns.items():
-        by = {run.name: run.evaluation["columns"].get(name, {}).get("by") for run in runs}
-        makers = set(by.values()) - {None}
-        if len(makers) > 1:
-            made = "; ".join(f"for {run} by {maker}" for run, maker in by.items() if maker)
-        else:
-            made = f"by {makers.pop()}" if makers else None
-        text = [column.get("what"), made, _range(column.get("bounds")), f"{column['better']} is better"]
-        parts.append(element("dt", column["title"]))
-        parts.append(element("dd", "; ".join(part for part in text if part), _circular_end(runs, name)))
-    return join([element("h3", "What the columns mean"), element("dl", *parts, class_="meanings small")])
-
-
-def _circular_end(runs: Sequence[Run], name: str) -> Html | None:
-    circular = _circular(runs, name)
-    return element("span", circular, class_="circular") if circular else None
+def _described(
+    runs: Sequence[Run], name: str, column: Mapping[str, Any], titles: Mapping[tuple[str, str | None], int]
+) -> dict[str, Any]:
+    """A column's names and what it means; `titles` counts the columns that look alike."""
+    by = {run.name: run.evaluation["columns"].get(name, {}).get("by") for run in runs}
+    makers = set(by.values()) - {None}
+    if len(makers) > 1:
+        made = "; ".join(f"for {run} by {maker}" for run, maker in by.items() if maker)
+    else:
+        made = f"by {makers.pop()}" if makers else None
+    meaning = [column.get("what"), made, _range(column.get("bounds")), f"{column['better']} is better"]
+    term, circular = column["title"], _circular(runs, name)
+    return {
+        "name": name,
+        "term": term,
+        # Who computed it, where nothing else tells it from another.
+        "title": f"{term} by {column.get('by')}" if titles[term, circular] > 1 else term,
+        "better": column["better"],
+        "circular": circular,
+        "meaning": "; ".join(part for part in meaning if part),
+    }
 
 
 def _range(bounds: Sequence[float | None] | None) -> str | None:
@@ -177,16 +91,34 @@ def _range(bounds: Sequence[float | None] | None) -> str | None:
     return f"from {low:g} up" if low is not None else None
 
 
-def _notes(runs: Sequence[Run]) -> Html | None:
+def _cell(run: Run, row: Mapping[str, Any], name: str, column: Mapping[str, Any], with_spread: bool) -> Cell:
+    value, spread = (_number(row, name, part) for part in ("value", "spread"))
+    text = "" if spread is None else f"\N{PLUS-MINUS SIGN} {formatted(spread, column.get('better'), digits=2)}"
+    shown = NO_VALUE if value is None else formatted(value, column.get("better"))
+    return Cell(shown, text if with_spread else None, name in row["values"], _circular([run], name) is not None)
+
+
+def _number(row: Mapping[str, Any], name: str, part: str) -> float | None:
+    return (row["values"].get(name) or {}).get(part)
+
+
+def formatted(value: float, better: str | None, digits: int = 4) -> str:
+    """A number as the table has it: distances, of which lower ones are better, to some digits, else three decimals.
+
+    Args:
+        value: the number.
+        better: "lower" or "higher".
+        digits: significant ones of a distance; more would say nothing of a spread than two.
+    """
+    if better != "lower":
+        return f"{value:.3f}"
+    return f"{value:.0f}" if 10**digits - 0.5 <= abs(value) < 1e9 else f"{value:.{digits}g}"
+
+
+def _notes(runs: Sequence[Run]) -> list[str]:
     lines: dict[str, list[str]] = {}
     for run in runs:
         for note in run.evaluation.get("notes") or []:
             lines.setdefault(str(note), []).append(run.name)
-    items = [text if len(of) == len(runs) else f"{', '.join(of)}: {text}" for text, of in lines.items()]
-    for other in runs[1:]:
-        found = warnings(runs[0].evaluation["manifest"], other.evaluation["manifest"])
-        items += [f"{runs[0].name} and {other.name} differ in {difference}" for difference in found]
-    if not items:
-        return None
-    listed = element("ul", *(element("li", item) for item in items))
-    return element("div", element("h3", "Notes"), listed, class_="notes small")
+    notes = [text if len(of) == len(runs) else f"{', '.join(of)}: {text}" for text, of in lines.items()]
+    return notes + differences(runs, warnings)

@@ -14,6 +14,7 @@ from torch import Tensor
 from vlm_plugin.data.images import to_image
 from vlm_plugin.matcher.vlm import VLM
 from vlm_plugin.matching import context_cosines, region_attention
+from vlm_plugin.report.light import lit
 
 _TILE, _LARGEST, _GAP, _TEXT, _HEADER, _LINE = 96, 160, 4, 250, 26, 18
 # Okabe and Ito's colours, which colour-blind people can tell apart.
@@ -135,16 +136,8 @@ def heat_sheet(
         top, base = row * height, to_image(picture, _TILE)
         draw.text((2, top + 3), title, fill="black", font=font)
         sheet.paste(base, (0, top + 2 * _LINE))
-        dark = Image.eval(base, lambda value: value // 5)
         for column, (label, weights) in enumerate(words[:most], start=1):
             left = column * (_TILE + _GAP)
-            sheet.paste(Image.composite(base, dark, _mask(weights)), (left, top + 2 * _LINE))
+            sheet.paste(lit(base, weights, _TILE, outlined=False), (left, top + 2 * _LINE))
             draw.text((left + 2, top + _LINE + 1), label, fill="black", font=font)
     sheet.save(path)
-
-
-def _mask(weights: Tensor) -> Image.Image:
-    """Weights `(H, W)` as a tile, the least black and the largest white."""
-    span = (weights.max() - weights.min()).clamp(min=1e-8)
-    grey = ((weights - weights.min()) / span * 255).to(torch.uint8)
-    return Image.fromarray(grey.numpy()).resize((_TILE, _TILE), Image.Resampling.BICUBIC)
