@@ -1,4 +1,4 @@
-"""A run's networks, from its folder or a checkpoint."""
+"""Baselines by name, and a run's networks from its folder or a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vlm_plugin.evaluation.painter import Painter
 from vlm_plugin.features import Features
+from vlm_plugin.gans.config import packaged_start
 from vlm_plugin.gans.saved import Saved
 from vlm_plugin.gans.trainer import Trainer, scaled
 from vlm_plugin.matcher.vlm import VLM
@@ -38,6 +39,17 @@ def baseline(name: str) -> Baseline:
         raise ValueError(f"baseline: expected one of {', '.join(BASELINES)}, got {name!r}")
     module = importlib.import_module(f"vlm_plugin.baselines.{name}.trainer")
     return Baseline(name, Path(module.__file__).parent, getattr(module, BASELINES[name]))
+
+
+def find_source(name: str | Path) -> Path:
+    """What a user means by a generator: a run's folder or a file; a baseline's bare name is its packaged start.
+
+    A run or file of that name in the working folder comes first.
+    """
+    path = Path(name)
+    if str(path) not in BASELINES or path.is_file() or (path / "options.json").is_file():
+        return path
+    return packaged_start(baseline(str(path)).folder)
 
 
 def find_networks(source: Path, averaged: bool = True) -> tuple[type[Trainer], Saved]:
