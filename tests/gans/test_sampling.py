@@ -26,7 +26,7 @@ from vlm_plugin.data.images import to_image
 from vlm_plugin.evaluation.judge import Judge
 from vlm_plugin.gans import run as run_module
 from vlm_plugin.gans.export import export
-from vlm_plugin.gans.find import find_source
+from vlm_plugin.gans.find import Baseline, find_source
 from vlm_plugin.gans.sampling import read_captions
 from vlm_plugin.gans.trainer import Trainer, scaled
 from vlm_plugin.matcher.identity import fingerprint
@@ -226,7 +226,7 @@ def test_the_command_draws_what_the_script_draws(
     start = tmp_path / "baseline" / "assets" / "birds.pt"
     start.parent.mkdir(parents=True)
     export(source, start)
-    monkeypatch.setattr("vlm_plugin.gans.find.packaged_start", lambda folder: {kind: start}[folder.name])
+    monkeypatch.setattr(Baseline, "start", property(lambda self: {kind: start}[self.name]))
     found = pixels(sampled(tmp_path / "runs", kind, *CAPTIONS))
     assert torch.equal(found, pixels(draw(kind, tmp_path, "--generator", start)))
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from vlm_plugin.evaluation.painter import Painter
 from vlm_plugin.features import Features
-from vlm_plugin.gans.config import packaged_start
 from vlm_plugin.gans.saved import Saved
 from vlm_plugin.gans.trainer import Trainer, scaled
 from vlm_plugin.matcher.vlm import VLM
@@ -27,6 +26,11 @@ class Baseline(NamedTuple):
     folder: Path
     """Where its `cfg/` and `assets/` lie."""
     trainer: type[Trainer]
+
+    @property
+    def start(self) -> Path:
+        """Its packaged start: networks that draw synthetic birds already."""
+        return self.folder / "assets" / "birds.pt"
 
 
 def baseline(name: str) -> Baseline:
@@ -49,7 +53,7 @@ def find_source(name: str | Path) -> Path:
     path = Path(name)
     if str(path) not in BASELINES or path.is_file() or (path / "options.json").is_file():
         return path
-    return packaged_start(baseline(str(path)).folder)
+    return baseline(str(path)).start
 
 
 def find_networks(source: Path, averaged: bool = True) -> tuple[type[Trainer], Saved]:
