@@ -11,7 +11,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-# The trainers are not part of the installed package, and the golden parameters come from golden/fill.py.
+# The benchmarks are not part of the installed package, and the golden parameters come from golden/fill.py.
 for _entry in (GOLDEN, ROOT):
     if str(_entry) not in sys.path:
         sys.path.insert(0, str(_entry))

@@ -32,7 +32,7 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-SCRIPTS = ("main.py", "export.py", "needed.py")
+SCRIPTS = ("main.py", "export.py")
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 # Functions that may be longer, or take more, and why.
 LONG: dict[str, str] = {}

@@ -1,9 +1,14 @@
-"""What all command lines share: paths as a user writes them, and output that no terminal refuses."""
+"""What all command lines share: paths as a user writes them, missing packages, and output that no terminal refuses.
+
+The scripts import it before anything is known to be installed: it needs nothing but Python.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -37,3 +42,27 @@ def escape_unprintable() -> None:
         # What stands in for them, as in a notebook, may have no encoding at all.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def explain_missing(program: str, extra: str = "train", status: int = 1) -> Iterator[None]:
+    """Import in this block what a bare Python does not have.
+
+    Args:
+        program: begins the message.
+        extra: brings the packages, as in `pip install ".[train]"`.
+        status: exit status when one is missing.
+
+    Raises:
+        SystemExit: a package is missing; one line on stderr names it, the environment and what to install.
+    """
+    try:
+        yield
+    except ImportError as error:
+        # This package's own advice on an extra stands on what is missing.
+        missing = error.__cause__ or error
+        if not isinstance(missing, ModuleNotFoundError):
+            raise
+        advice = f'in the repository: pip install ".[{extra}]"'
+        print(f"{program}: {missing} in the environment {sys.prefix}: {advice}", file=sys.stderr)
+        sys.exit(status)

@@ -1,16 +1,18 @@
-"""AttnGAN, and with `--vlm` VLMGAN+AttnGAN: `python baselines/attngan/main.py [--vlm]`."""
+"""AttnGAN, with `--vlm` VLMGAN+AttnGAN: `python baselines/attngan/main.py`, the same as `vlm-plugin train attngan`."""
 
 import sys
 from pathlib import Path
 
-# Run as a script, from any folder and without installation.
+# A script of the checkout runs from any folder and without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from baselines.needed import explain_missing
+from vlm_plugin.terminal import explain_missing
 
 with explain_missing("attngan"):
-    from vlm_plugin.baselines.attngan.trainer import AttnGAN
+    from vlm_plugin.gans.find import baseline
     from vlm_plugin.gans.run import run
 
+    attngan = baseline("attngan")
+
 if __name__ == "__main__":
-    run("attngan", Path(__file__).parent, AttnGAN)
+    run(*attngan)

@@ -1,16 +1,18 @@
-"""DF-GAN, and with `--vlm` VLMGAN+DFGAN: `python baselines/dfgan/main.py [--vlm]`."""
+"""DF-GAN, with `--vlm` VLMGAN+DFGAN: `python baselines/dfgan/main.py`, the same as `vlm-plugin train dfgan`."""
 
 import sys
 from pathlib import Path
 
-# Run as a script, from any folder and without installation.
+# A script of the checkout runs from any folder and without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from baselines.needed import explain_missing
+from vlm_plugin.terminal import explain_missing
 
 with explain_missing("dfgan"):
-    from vlm_plugin.baselines.dfgan.trainer import DFGAN
+    from vlm_plugin.gans.find import baseline
     from vlm_plugin.gans.run import run
 
+    dfgan = baseline("dfgan")
+
 if __name__ == "__main__":
-    run("dfgan", Path(__file__).parent, DFGAN)
+    run(*dfgan)

@@ -15,6 +15,7 @@ import torch
 from vlm_plugin import VLM, ConvEncoder, __version__
 from vlm_plugin.cli.main import COMMANDS, main, parser
 from vlm_plugin.data import make_birds, open_split
+from vlm_plugin.data.records import BadSampleError
 from vlm_plugin.evaluation.judge import Judge
 
 
@@ -94,9 +95,34 @@ def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vlm_plugin.data.birds.make.make_birds", interrupt)
+    monkeypatch.setattr("vlm_plugin.data.birds.overview.make_birds", interrupt)
     assert run("data", "synthetic", "x") == 130
     assert capsys.readouterr().err == "vlm-plugin data: interrupted\n"
+
+
+def test_train_says_in_one_line_what_the_user_got_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    for name in ("dfgan", "attngan"):
+        said = one_line(capsys, "train", name, "--data", nowhere, "--device", "cpu")
+        assert said == f"vlm-plugin train: {nowhere}: expected a data folder, found no such folder\n"
+
+    def stop(error: BaseException) -> None:
+        def raising(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr("vlm_plugin.gans.run._run", raising)
+
+    stop(torch.cuda.OutOfMemoryError("CUDA out of memory."))
+    said = one_line(capsys, "train", "dfgan")
+    assert said.startswith("vlm-plugin train: CUDA out of memory. Try a smaller --batch (of a run that has begun: ")
+    stop(BadSampleError("a.jpg: damaged"))
+    said = one_line(capsys, "train", "dfgan")
+    assert said == "vlm-plugin train: a.jpg: damaged (--skip-bad leaves out what cannot be used)\n"
+    stop(KeyboardInterrupt("kept"))
+    assert run("train", "dfgan") == 130
+    assert capsys.readouterr().err == "vlm-plugin train: interrupted; kept\n"
 
 
 @pytest.mark.parametrize(
@@ -111,6 +137,9 @@ def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         ("score", "--vlm=~/a", "--images=~/b", "--captions=~/c", "--out=~/d"),
         ("run-legacy", "~/a"),
         ("patch", "~/a"),
+        ("sample", "~/a", "~/b", "--data=~/c", "--text-encoder=~/d", "--out=~/e"),
+        ("train", "dfgan", "--vlm=~/a", "--cfg=~/b", "--data=~/c", "--out=~/d", "--generator=~/e", "--sample", "~/f"),
+        ("train", "attngan", "--resume=~/a", "--text-encoder=~/b"),
     ],
 )
 def test_every_path_may_begin_at_home(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +182,7 @@ def test_bad_input_is_one_line_that_names_it(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_missing_picture_or_caption_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_birds(tmp_path / "birds", 10, 0, 10, 16)
-    key = open_split("vlm_plugin.cli.data.test")[3].key
+    key = open_split(data, "test")[3].key
     words = ("pretrain", "--data", data, "--out", tmp_path / "m.pt", "--epochs", 1, "--image-size", 16)
     picture, text = data / f"CUB_200_2011/images/{key}.jpg", data / f"text/{key}.txt"
     picture.write_bytes(b"no picture")
@@ -174,12 +203,13 @@ def test_commands_use_one_process(
         "pretrain": ("--data", "x", "--out", "y"), "judge": ("--data", "x", "--out", "y"),
         "data": ("synthetic", "x"), "evaluate": ("x",), "report": ("x",), "patch": ("x",), "run-legacy": ("x",),
         "score": ("--vlm", "x", "--images", "y", "--captions", "z", "--out", "s"),
+        "train": ("dfgan", "--vlm"), "sample": ("x", "a bird"),
     }[command]  # fmt: skip
-    monkeypatch.setattr(importlib.import_module(f"vlm_plugin.cli.{COMMANDS[command][0]}"), "run", lambda _: 0)
+    monkeypatch.setattr(importlib.import_module(f"vlm_plugin.cli.{COMMANDS[command].module}"), "run", lambda _: 0)
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert run(command, *words) == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
-    if command == "run-legacy":
+    if command in ("train", "run-legacy"):
         assert run(command, *words) == 0
     else:
         said = one_line(capsys, command, *words)
@@ -189,7 +219,8 @@ def test_commands_use_one_process(
 @pytest.mark.parametrize(
     "words",
     [
-        (), ("train",), ("data",), ("data", "synthetic"), ("pretrain",), ("judge", "--data", "x"),
+        (), ("paint",), ("data",), ("data", "synthetic"), ("pretrain",), ("judge", "--data", "x"),
+        ("train",), ("train", "stackgan"), ("train", "dfgan", "--steps", "-1"), ("sample", "dfgan"),
         ("pretrain", "--data", "x", "--out", "y", "--encoder", "vgg"),
         ("pretrain", "--data", "x", "--out", "y", "--epochs", "many"),
     ],
@@ -201,15 +232,42 @@ def test_incomplete_commands_show_the_usage(words: tuple[str, ...], capsys: pyte
     assert "usage: vlm-plugin" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS), ("data", "synthetic")])
+@pytest.mark.parametrize(
+    "words", [(), *((name,) for name in COMMANDS), ("data", "synthetic"), ("train", "dfgan"), ("train", "attngan")]
+)
 def test_help_of_everything(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*words, "--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    assert "usage: vlm-plugin" in printed
+    assert f"usage: {' '.join(('vlm-plugin', *words))} [-h]" in printed
+    # A default of None is none.
+    assert "(default: None)" not in printed
     if not words:
         assert all(name in printed for name in COMMANDS)
+
+
+LOADED = """
+import sys
+from vlm_plugin.cli.main import main
+
+try:
+    code = main({words!r})
+except SystemExit as stop:
+    code = stop.code
+print("LOADED", code, *({{name.partition(".")[0] for name in sys.modules}} & {heavy!r}))
+"""
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--version",), ("patch", "{}"), ("patch", "{}", "--check")])
+def test_what_needs_no_network_loads_none(words: tuple[str, ...], tmp_path: Path) -> None:
+    """In a fresh interpreter: neither torch nor what comes with it, nor anything else that takes its time."""
+    heavy = {"torch", "torchvision", "numpy", "PIL", "matplotlib", "yaml", "nltk", "torchmetrics", "easydict"}
+    program = LOADED.format(words=[word.format(tmp_path) for word in words], heavy=heavy)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tiny.ROOT, capture_output=True, text=True)
+    # An empty folder is no clone: patch has looked at its own patches by then.
+    assert done.stdout.splitlines()[-1] == f"LOADED {2 if words[0] == 'patch' else 0}"
+    assert ("expected the root of a clone" in done.stderr) == (words[0] == "patch")
 
 
 WITHOUT = """
@@ -243,6 +301,12 @@ def without(missing: tuple[str, ...], *lines: tuple[object, ...]) -> list[tuple[
     return list(zip(codes, re.split(r"ENDED \d+\n", done.stderr)[:-1], strict=True))
 
 
+def said_missing(command: str, package: str, extra: str) -> str:
+    """The one line about a missing package."""
+    where = f'in the environment {sys.prefix}: in the repository: pip install ".[{extra}]"'
+    return f"vlm-plugin {command}: No module named '{package}' {where}\n"
+
+
 def test_without_the_extras_most_commands_work_and_the_others_say_what_to_install(tmp_path: Path) -> None:
     birds, out = tmp_path / "birds", tmp_path / "m.vlm.pt"
     found = without(
@@ -256,11 +320,11 @@ def test_without_the_extras_most_commands_work_and_the_others_say_what_to_instal
     )
     assert found.pop(0)[0] == 0
     helps, runs = dict(zip(COMMANDS, found, strict=False)), found[len(COMMANDS) :]
-    advice = 'in the repository: pip install ".[eval]"\n'
-    for name, missing in {"evaluate": "torchmetrics", "score": "torchmetrics", "report": "jinja2"}.items():
-        code, error = helps.pop(name)
-        assert code == 2
-        assert error == f"vlm-plugin {name}: No module named '{missing}': {advice}"
+    for name, extra, missing in (
+        ("evaluate", "eval", "torchmetrics"), ("score", "eval", "torchmetrics"),
+        ("report", "eval", "jinja2"), ("train", "train", "yaml"), ("sample", "train", "yaml"),
+    ):  # fmt: skip
+        assert helps.pop(name) == (2, said_missing(name, missing, extra))
     assert {code for code, _ in helps.values()} == {0}
     assert [code for code, _ in runs] == [0] * 4, runs
     assert out.is_file()
@@ -268,7 +332,7 @@ def test_without_the_extras_most_commands_work_and_the_others_say_what_to_instal
 
 def test_settings_files_are_for_evaluate_alone() -> None:
     refused, score = without(("yaml",), ("evaluate", "--help"), ("score", "--help"))
-    assert refused == (2, "vlm-plugin evaluate: No module named 'yaml': in the repository: pip install \".[eval]\"\n")
+    assert refused == (2, said_missing("evaluate", "yaml", "eval"))
     assert score[0] == 0
 
 

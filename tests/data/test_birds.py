@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_plugin.cli.data import synthetic
 from vlm_plugin.data import list_splits
 from vlm_plugin.data.birds.attributes import (
     ATTRIBUTES,
@@ -26,6 +25,7 @@ from vlm_plugin.data.birds.attributes import (
 from vlm_plugin.data.birds.captions import PLUMAGE, draw_named, read_caption, said_by, sentence, swap_caption, swap_word
 from vlm_plugin.data.birds.drawing import draw_bird
 from vlm_plugin.data.birds.make import make_birds, plan_birds
+from vlm_plugin.data.birds.overview import make_and_describe
 from vlm_plugin.data.birds.truth import BirdTruth, true_pairs
 from vlm_plugin.data.contact_sheet import contact_sheet
 
@@ -396,7 +396,7 @@ def test_said_by_reads_claims_as_tensors() -> None:
 
 def test_the_tool_reports_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):  # the second time the set is there already, with the contact sheet in it
-        root = synthetic(tmp_path / "set", 12, 0, 3, size=16)
+        root = make_and_describe(tmp_path / "set", 12, 0, 3, size=16)
         printed = capsys.readouterr().out
         assert "15 synthetic birds of 16 x 16 pixels, seed 0" in printed
         assert "train      12 pictures, 2 classes, 120 captions" in printed

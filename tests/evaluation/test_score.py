@@ -549,7 +549,7 @@ def test_places_where_nothing_is_written(tmp_path: Path, out: str, message: str)
 def test_without_a_place_for_the_table_nothing_is_scored(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlm_plugin.cli.score.score", None)
+    monkeypatch.setattr("vlm_plugin.evaluation.score.score", None)
     folder = paint(tmp_path / "pictures", "1.png")
     (tmp_path / "file").write_text("a bird", encoding="utf-8")
     (tmp_path / "taken.csv.part").mkdir()

@@ -29,7 +29,6 @@ import yaml
 from easydict import EasyDict
 from PIL import Image
 
-from baselines.export import export
 from vlm_plugin import TERMS, VLM
 from vlm_plugin.baselines.attngan.trainer import AttnGAN
 from vlm_plugin.baselines.dfgan.trainer import DFGAN
@@ -44,6 +43,7 @@ from vlm_plugin.evaluation.painter import Painter
 from vlm_plugin.files import not_finite, write_json
 from vlm_plugin.gans import run as run_module
 from vlm_plugin.gans.config import new_options, parser
+from vlm_plugin.gans.export import export
 from vlm_plugin.gans.find import find_networks
 from vlm_plugin.gans.loop import weights_at
 from vlm_plugin.gans.saved import load_weights

@@ -18,13 +18,15 @@ from fill import fill_, wave
 from PIL import Image
 from torch import Tensor
 
-from baselines.export import export
 from vlm_plugin import VLM, ConvEncoder, LSTMTextEncoder, Vocabulary
 from vlm_plugin.baselines.attngan.trainer import AttnGAN
 from vlm_plugin.baselines.dfgan.trainer import DFGAN
+from vlm_plugin.cli.main import main
 from vlm_plugin.data.images import to_image
 from vlm_plugin.evaluation.judge import Judge
 from vlm_plugin.gans import run as run_module
+from vlm_plugin.gans.export import export
+from vlm_plugin.gans.find import Baseline, find_source
 from vlm_plugin.gans.sampling import read_captions
 from vlm_plugin.gans.trainer import Trainer, scaled
 from vlm_plugin.matcher.identity import fingerprint
@@ -70,7 +72,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Judge, "load", classmethod(lambda cls: judge))
         for name in ("sample_sheet", "loss_curves", "attention_sheet"):
-            patch.setattr(f"vlm_plugin.gans.{'sampling' if name != 'loss_curves' else 'show'}.{name}", lambda *_: None)
+            patch.setattr(f"vlm_plugin.gans.show.{name}", lambda *_: None)
         for kind, trainer in KINDS.items():
             kept: list[Trainer] = []
 
@@ -97,7 +99,8 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The packaged matcher is the tiny one."""
     (tmp_path / "assets").mkdir()
     shutil.copy(encoder_file(), tmp_path / "assets" / "birds.vlm.pt")
-    monkeypatch.setattr("vlm_plugin.files.ASSETS", tmp_path / "assets")
+    for module in ("files", "matcher.choose", "gans.config"):
+        monkeypatch.setattr(f"vlm_plugin.{module}.ASSETS", tmp_path / "assets")
 
 
 def draw(kind: str, out: Path, *words: object, captions: list[str] = CAPTIONS) -> Path:
@@ -198,6 +201,78 @@ def test_the_seed_decides(sources: dict[str, Source], tmp_path: Path, kind: str)
     )
     assert torch.equal(first, again)
     assert off(first, other) > 2
+
+
+def sampled(out: Path, *words: object) -> Path:
+    """What `vlm-plugin sample` draws."""
+    before = set(out.iterdir()) if out.is_dir() else set()
+    assert main(["sample", *map(str, words), "--out", str(out), "--device", "cpu"]) == 0
+    (folder,) = set(out.iterdir()) - before
+    return folder
+
+
+@both
+def test_the_command_draws_what_the_script_draws(
+    sources: dict[str, Source], tmp_path: Path, packaged: None, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """From a run's folder, a published generator, and a baseline's name, which stands for its packaged start."""
+    source = sources[kind].folder
+    found = sampled(tmp_path / "runs", source, *CAPTIONS, "--seed", 3)
+    assert found.name == f"00000-{kind}-sample"
+    assert torch.equal(pixels(found), pixels(draw(kind, tmp_path, "--generator", source, "--seed", 3)))
+    published, encoder = write_published(kind, sources[kind].trainer, tmp_path), ("--text-encoder", encoder_file())
+    found = pixels(sampled(tmp_path / "runs", published, *CAPTIONS, *encoder))
+    assert torch.equal(found, pixels(draw(kind, tmp_path, "--generator", published, *encoder)))
+    start = tmp_path / "baseline" / "assets" / "birds.pt"
+    start.parent.mkdir(parents=True)
+    export(source, start)
+    monkeypatch.setattr(Baseline, "start", property(lambda self: {kind: start}[self.name]))
+    found = pixels(sampled(tmp_path / "runs", kind, *CAPTIONS))
+    assert torch.equal(found, pixels(draw(kind, tmp_path, "--generator", start)))
+
+
+def test_a_baselines_name_is_its_packaged_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = tiny.ROOT / "baselines" / "dfgan" / "assets" / "birds.pt"
+    assert find_source("dfgan") == find_source(Path("dfgan")) == start
+    assert find_source("dcgan") == Path("dcgan")
+    assert find_source("runs/dfgan") == Path("runs/dfgan")
+    # A folder of that name is the baseline's own, say; a run in it is meant.
+    Path("dfgan").mkdir()
+    assert find_source("dfgan") == start
+    Path("dfgan/options.json").touch()
+    assert find_source("dfgan") == Path("dfgan")
+
+
+@both
+def test_what_the_command_refuses(
+    sources: dict[str, Source], tmp_path: Path, packaged: None, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """Each in one line, and without a folder left behind."""
+    run_of_it, published = sources[kind].folder, write_published(kind, sources[kind].trainer, tmp_path)
+    absent, out = tmp_path / "absent.pth", tmp_path / "out"
+    for words, message in (
+        ((absent, "a bird"), f"{absent}: expected a run's folder or a checkpoint, found nothing there"),
+        ((run_of_it, "birds.txt"), "captions birds.txt: no such file"),
+        ((run_of_it, tmp_path), f"captions {tmp_path}: expected a caption or a file of captions, got a folder"),
+        ((run_of_it, " "), "captions: expected captions, got none in ' '"),
+        ((run_of_it, "a bird", "--seed", 2**32), f"seed: expected a number from 0 to {2**32 - 1}, got {2**32}"),
+        ((run_of_it, "a bird", "--device", "gpu"), "--device gpu: expected cpu, cuda or cuda:NUMBER"),
+        ((published, "a bird"), f"--text-encoder: {published} does not say which text encoder it was trained with"),
+        (
+            (run_of_it, "a bird", "--data", tmp_path),
+            f"--out {out}: expected a folder outside of the data folder {tmp_path}, got one inside",
+        ),
+        (
+            (encoder_file(), "a bird"),
+            f"{encoder_file()}: expected a run's folder or a checkpoint of a baseline (attngan: ",
+        ),
+    ):
+        assert main(["sample", *map(str, words), "--out", str(out)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"vlm-plugin sample: {message}"), said
+        assert said.count("\n") == 1
+    assert not out.exists()
 
 
 @both

@@ -15,7 +15,6 @@ import tiny
 import torch
 from PIL import Image
 
-from baselines.export import export
 from vlm_plugin import VLM, ConvEncoder
 from vlm_plugin.baselines.dfgan.trainer import DFGAN
 from vlm_plugin.cli.main import main
@@ -23,6 +22,7 @@ from vlm_plugin.data import BirdTruth, CaptionedImages, open_split
 from vlm_plugin.data.records import BadSampleError
 from vlm_plugin.gans import run as run_module
 from vlm_plugin.gans.evaluate import evaluate
+from vlm_plugin.gans.export import export
 from vlm_plugin.pretraining import pretrain as pretrain_module
 from vlm_plugin.pretraining.evaluator import Evaluator
 from vlm_plugin.pretraining.pairs import Pairs, collate_pairs

@@ -340,7 +340,7 @@ def test_other_folders_are_refused(host: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_damaged_patch_changes_nothing(host: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = PATCHES / "host.patch"
+    file = host.parent / "patches" / "host.patch"
     file.write_text(file.read_text().replace("plug()", "plug(1)"))
     assert main(["patch", str(host)]) == 2
     assert "damaged" in capsys.readouterr().err

@@ -6,13 +6,14 @@ import argparse
 from typing import Any
 
 from vlm_plugin.gans.evaluate import evaluate
+from vlm_plugin.gans.find import find_source
 from vlm_plugin.terminal import name_or_path, user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlm-plugin evaluate`."""
     add = parser.add_argument
-    source_help = "a run's folder, a packaged start or a published checkpoint"
+    source_help = "a run's folder, a published checkpoint or, by a baseline's name (dfgan, attngan), its packaged start"
     add("source", type=user_path, metavar="RUN_OR_CHECKPOINT", help=source_help)
     add(
         "--data", type=user_path, help="folder of captioned pictures (default: the run's own, else the synthetic birds)"
@@ -38,4 +39,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `vlm-plugin evaluate`."""
     options: dict[str, Any] = {k: v for k, v in vars(arguments).items() if k not in ("command", "run")}
-    evaluate(options.pop("source"), options.pop("data"), **options)
+    evaluate(find_source(options.pop("source")), options.pop("data"), **options)

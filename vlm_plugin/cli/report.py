@@ -14,11 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", type=user_path, nargs="+", metavar="RUN", help="a run's folder, evaluated; several are compared"
     )
-    # argparse would append its "(default: None)".
     parser.add_argument(
         "--out",
         type=user_path,
-        default=argparse.SUPPRESS,
         help="file to write (default: report.html in the run's folder; with several runs in the current one)",
     )
 
@@ -26,5 +24,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `vlm-plugin report`."""
     runs = arguments.runs
-    default = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
-    print(f"wrote {write_report(runs, getattr(arguments, 'out', default))}")
+    out = arguments.out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
+    print(f"wrote {write_report(runs, out)}")

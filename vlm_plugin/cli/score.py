@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from vlm_plugin.data.captions import read_captions
-from vlm_plugin.evaluation.score import describe, score, write_scores
-from vlm_plugin.files import check_writable
-from vlm_plugin.matcher.choose import load_matcher, unknown_words
-from vlm_plugin.terminal import check_outside, name_or_path, user_path
-from vlm_plugin.training.device import choose_device
+from vlm_plugin.evaluation.score import score_folder
+from vlm_plugin.terminal import name_or_path, user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,19 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `vlm-plugin score`."""
-    out = arguments.out
-    if out.is_dir():
-        raise ValueError(f"out: expected a file to write, got the folder {out}")
-    check_outside(out, arguments.images, "file")
-    if out.resolve() == arguments.captions.resolve():
-        raise ValueError(f"out: expected another file than the captions, got {out}")
-    place = choose_device(arguments.device)
-    captions = read_captions(arguments.captions, arguments.images)
-    vlm = load_matcher(arguments.vlm, device=place)
-    check_writable(out)
-    rows = score(vlm, arguments.images, captions, batch=arguments.batch)
-    write_scores(rows, out)
-    told = unknown_words(list(captions.values()), vlm.vocabulary, arguments.vlm)
-    lines = [describe(rows), *([told] if told else [])]
-    lines += [f"matcher {vlm.fingerprint} ({arguments.vlm})", f"wrote {out}, best first"]
-    print("\n".join(lines))
+    score_folder(
+        arguments.vlm,
+        arguments.images,
+        arguments.captions,
+        arguments.out,
+        batch=arguments.batch,
+        device=arguments.device,
+    )

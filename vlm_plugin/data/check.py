@@ -27,6 +27,7 @@ from vlm_plugin.data import (
 from vlm_plugin.data.images import load_image, to_image
 from vlm_plugin.data.records import BadSampleError, MissingPictureError
 from vlm_plugin.matcher.vocabulary import END, MAX_WORDS, Vocabulary
+from vlm_plugin.terminal import check_outside
 
 SHEET_PICTURES, SHEET_COLUMNS, SHEET_SIZE = 24, 6, 192
 PRINTED = 10
@@ -272,6 +273,50 @@ def _duplicates(groups: Iterable[list[tuple[str, Path]]]) -> list[Finding]:
                 what = f"the same file as {first}: {first_split} and {split} share it, so numbers on {split} mislead"
                 found.append(Finding("pictures in two splits", str(path), what, True))
     return found
+
+
+def check_and_write(root: Path, out: Path | None = None) -> Report:
+    """Check a data folder, print what was found, and write a contact sheet and the list of every problem.
+
+    Args:
+        root: the data folder.
+        out: the contact sheet; the list lies beside it, with .txt behind its name. When left out it is
+            data-check-NAME.png in the working folder, or beside the data where that lies in it.
+
+    Returns:
+        What was found.
+
+    Raises:
+        FileNotFoundError, ValueError: see `check`; or `out` is no .png, or lies among the data.
+    """
+    sheet = _sheet_file(root, out)
+    report = check(root)
+    # First of all: a sheet that cannot be written must not cost what was found.
+    print(render(report))
+    if report.findings:
+        # Its name holds all of the one that the user gave: whoever has an overview.txt did not name that.
+        listing = sheet.with_name(f"{sheet.name}.txt")
+        listing.write_text(render(report, most=None) + "\n", encoding="utf-8", errors="replace")
+        print(f"every problem: {listing}")
+    if report.shown:
+        draw_sheet(report, sheet)
+        print(f"what the pictures look like to training: {sheet}")
+    return report
+
+
+def _sheet_file(root: Path, out: Path | None) -> Path:
+    """Where the contact sheet goes, and the list of problems beside it.
+
+    Never into the data folder: a .png is a picture there, and a .txt holds captions.
+    """
+    folder = root.resolve()
+    sheet = Path(f"data-check-{folder.name}.png") if out is None else out
+    if out is None and folder in sheet.resolve().parents:
+        return folder.parent / sheet
+    if sheet.suffix.lower() != ".png":
+        raise ValueError(f"--out {sheet}: expected the name of a .png file")
+    check_outside(sheet, root, "file")
+    return sheet
 
 
 def draw_sheet(report: Report, path: str | Path) -> None:

@@ -16,12 +16,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlm_plugin.data.captions import counted, natural_key
+from vlm_plugin.data.captions import counted, natural_key, read_captions
 from vlm_plugin.data.images import central_square, load_image
 from vlm_plugin.features import Features
+from vlm_plugin.files import check_writable
+from vlm_plugin.matcher.choose import load_matcher, unknown_words
 from vlm_plugin.matcher.vlm import VLM, check_scorer
 from vlm_plugin.matching import GAMMA1, GAMMA2, context_cosines, global_scores, local_scores
 from vlm_plugin.metrics.base import mean_and_spread
+from vlm_plugin.terminal import check_outside
+from vlm_plugin.training.device import choose_device
 from vlm_plugin.training.ranks import progress
 
 COLUMNS = ("file_name", "caption", "vlms", "local", "global", "general", "missed")
@@ -51,6 +55,39 @@ class Row(NamedTuple):
     """The scorer's logit; None where the matcher has no scorer."""
     missed: tuple[tuple[str, float], ...]
     """Up to three words that the picture misses, worst first, and the cosine of each with what it attends to."""
+
+
+def score_folder(
+    vlm: str, images: Path, captions: Path, out: Path, *, batch: int = 32, device: str | None = None
+) -> None:
+    """Score a folder of pictures, write the table and print what it says.
+
+    Args:
+        vlm: the matcher, as `load_matcher` takes it.
+        images: the folder.
+        captions: file of captions, as `read_captions` takes it.
+        out: the table to write.
+        batch: pictures at a time; changes numbers by rounding alone.
+        device: the GPU when left out, where there is one.
+
+    Raises:
+        OSError, ValueError: the message names the argument or file.
+    """
+    if out.is_dir():
+        raise ValueError(f"out: expected a file to write, got the folder {out}")
+    check_outside(out, images, "file")
+    if out.resolve() == captions.resolve():
+        raise ValueError(f"out: expected another file than the captions, got {out}")
+    place = choose_device(device)
+    named = read_captions(captions, images)
+    matcher = load_matcher(vlm, device=place)
+    check_writable(out)
+    rows = score(matcher, images, named, batch=batch)
+    write_scores(rows, out)
+    told = unknown_words(list(named.values()), matcher.vocabulary, vlm)
+    lines = [describe(rows), *([told] if told else [])]
+    lines += [f"matcher {matcher.fingerprint} ({vlm})", f"wrote {out}, best first"]
+    print("\n".join(lines))
 
 
 @torch.no_grad()

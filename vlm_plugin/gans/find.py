@@ -1,4 +1,4 @@
-"""A run's networks, from its folder or a checkpoint."""
+"""Baselines by name, and a run's networks from its folder or a checkpoint."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ class Baseline(NamedTuple):
     """Where its `cfg/` and `assets/` lie."""
     trainer: type[Trainer]
 
+    @property
+    def start(self) -> Path:
+        """Its packaged start: networks that draw synthetic birds already."""
+        return self.folder / "assets" / "birds.pt"
+
 
 def baseline(name: str) -> Baseline:
     """The baseline called `name`, wherever the package is installed.
@@ -38,6 +43,17 @@ def baseline(name: str) -> Baseline:
         raise ValueError(f"baseline: expected one of {', '.join(BASELINES)}, got {name!r}")
     module = importlib.import_module(f"vlm_plugin.baselines.{name}.trainer")
     return Baseline(name, Path(module.__file__).parent, getattr(module, BASELINES[name]))
+
+
+def find_source(name: str | Path) -> Path:
+    """What a user means by a generator: a run's folder or a file; a baseline's bare name is its packaged start.
+
+    A run or file of that name in the working folder comes first.
+    """
+    path = Path(name)
+    if str(path) not in BASELINES or path.is_file() or (path / "options.json").is_file():
+        return path
+    return baseline(str(path)).start
 
 
 def find_networks(source: Path, averaged: bool = True) -> tuple[type[Trainer], Saved]:

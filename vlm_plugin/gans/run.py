@@ -26,15 +26,12 @@ from vlm_plugin.gans.config import (
     moved_files,
     named_by_run,
     new_options,
-    packaged_start,
     parser,
     run_length,
     saved_options,
-    seed_of,
 )
 from vlm_plugin.gans.loop import save_checkpoint, train_steps
-from vlm_plugin.gans.sampling import read_captions, sample
-from vlm_plugin.gans.settings import read_config
+from vlm_plugin.gans.sampling import sample_with_arguments
 from vlm_plugin.gans.show import Show
 from vlm_plugin.gans.trainer import Trainer
 from vlm_plugin.matcher.choose import FEW, PACKAGED, load_matcher, marks, unknown_words
@@ -56,7 +53,9 @@ def run(
     argv: Sequence[str] | None = None,
     loss: Callable[[VLM, EasyDict], DualVLMLoss] | None = None,
 ) -> Path:
-    """Train, and end with a table and pictures; or draw captions, with `--sample`.
+    """Train, and end with a table and pictures; or draw captions, with `--sample`: what `main.py` does.
+
+    What the user got wrong is one line on stderr and exit status 1, Ctrl-C one and 130.
 
     Args:
         name: the baseline's name.
@@ -72,46 +71,46 @@ def run(
     escape_unprintable()
     arguments = parser(name).parse_args(argv)
     try:
-        if arguments.sample is not None:
-            return _sample(folder, build, arguments)
-        with contextlib.ExitStack() as only:
-            return _run(name, folder, build, arguments, loss or dual_loss, only)
+        return start(name, folder, build, arguments, loss)
     except KeyboardInterrupt as error:
         print(f"{name}: interrupted{f'; {error}' if error.args else ''}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except BadSampleError as error:
-        sys.exit(f"{name}: {error} (--skip-bad leaves out what cannot be used)")
     except (ValueError, TypeError, OSError) as error:
         sys.exit(f"{name}: {error}")
+
+
+def start(
+    name: str,
+    folder: Path,
+    build: type[Trainer],
+    arguments: argparse.Namespace,
+    loss: Callable[[VLM, EasyDict], DualVLMLoss] | None = None,
+) -> Path:
+    """What `run` does, with parsed arguments, for a caller that reports errors and Ctrl-C itself.
+
+    Args:
+        name, folder, build, loss: see `run`.
+        arguments: of `parser(name)`.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        OSError, TypeError, ValueError: what the user got wrong, or too large a batch; the message says what to do.
+        KeyboardInterrupt: interrupted; its argument, where it has one, says what is kept.
+    """
+    try:
+        if arguments.sample is not None:
+            return sample_with_arguments(folder, build, arguments)
+        with contextlib.ExitStack() as only:
+            return _run(name, folder, build, arguments, loss or dual_loss, only)
+    except BadSampleError as error:
+        raise ValueError(f"{error} (--skip-bad leaves out what cannot be used)") from None
     except torch.cuda.OutOfMemoryError as error:
-        sys.exit(
-            f"{name}: {error} Try a smaller --batch (of a run that has begun: the same command with --generator RUN, "
-            "its folder, and --batch N)"
-        )
-
-
-def _sample(folder: Path, build: type[Trainer], arguments: argparse.Namespace) -> Path:
-    training_alone = ("vlm", "resume", "steps", "epochs", "batch")
-    given = [f"--{n}" for n in training_alone if getattr(arguments, n) is not None]
-    given += [f"--{n.replace('_', '-')}" for n in ("from_scratch", "skip_bad") if getattr(arguments, n)]
-    if given:
-        raise ValueError(f"--sample does not train: leave out {', '.join(given)} (--generator takes a run's folder)")
-    original = read_config(arguments.cfg, folder).arguments if arguments.cfg else {}
-    source = arguments.generator or original.get("sample_from") or original.get("generator")
-    data = arguments.data or original.get("data")
-    if data:
-        check_outside(arguments.out or RUNS, data)
-    return sample(
-        build,
-        Path(source or packaged_start(folder)),
-        read_captions(arguments.sample),
-        arguments.out or RUNS,
-        text_encoder=arguments.text_encoder or original.get("text_encoder"),
-        data=Path(data) if data else None,
-        max_words=original.get("max_words"),
-        seed=seed_of(arguments, original),
-        device=choose_device(arguments.device),
-    )
+        raise ValueError(
+            f"{error} Try a smaller --batch (of a run that has begun: the same command with --generator RUN, its "
+            "folder, and --batch N)"
+        ) from error
 
 
 def _run(

@@ -1,32 +1,60 @@
-"""Pictures of captions, without training: what `main.py --sample` does for every baseline."""
+"""Pictures of captions, without training: `vlm-plugin sample`, and `--sample` of every trainer."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm_plugin.data.captions import TABLES, table_captions
 from vlm_plugin.data.images import to_image
 from vlm_plugin.evaluation.examination import PER_CAPTION
 from vlm_plugin.files import write_json
-from vlm_plugin.gans.config import may_have_moved
+from vlm_plugin.gans.config import RUNS, may_have_moved, packaged_start, seed_of
+from vlm_plugin.gans.saved import Saved
+from vlm_plugin.gans.settings import read_config
 from vlm_plugin.gans.trainer import Trainer, scaled
 from vlm_plugin.matcher.choose import load_matcher, unknown_words
+from vlm_plugin.matcher.vlm import VLM
 from vlm_plugin.report.sheets import Heats, heat_sheet, sample_sheet
-from vlm_plugin.training import stream as stream
+from vlm_plugin.terminal import check_outside
+from vlm_plugin.training.device import choose_device
 from vlm_plugin.training.ranks import progress
 from vlm_plugin.training.run_folder import new_run_folder, versions
+from vlm_plugin.training.stream import check_seed, noise
 
 # Rows of the two sheets at most; every picture is also written by itself.
 _SHEET_ROWS, _ATTENTION_ROWS = 50, 8
 
 
-def read_captions(words: Sequence[str]) -> list[str]:
-    """Captions of a command line: each word is a caption, a text file with one a line, or a table of `score.TABLES`.
+class Source(NamedTuple):
+    """What to draw with: a generator, and what conditions it."""
+
+    path: Path
+    """The run's folder or file, for messages and `samples.json`."""
+    trainer: type[Trainer]
+    """The baseline's."""
+    saved: Saved
+    """Its networks, see `Trainer.read`; no discriminators are needed."""
+    text_encoder: str | None = None
+    """What `load_matcher` takes; None for the one that the networks' own file names."""
+    data: Path | None = None
+    """Folder with the vocabulary of a DAMSM text encoder; None for the one that the networks' own file names."""
+    max_words: int | None = None
+    """Words kept of a caption; None for what the networks' or the text encoder's file says."""
+
+
+def read_captions(words: Sequence[str], argument: str = "--sample") -> list[str]:
+    """Captions of a command line: each word is a caption, a text file with one a line, or a table of `TABLES`.
+
+    Args:
+        words: captions and names of files.
+        argument: where they were given, for messages.
 
     Raises:
         FileNotFoundError: what reads like a file's name (one of their extensions, or a path without a blank) is none.
@@ -36,26 +64,26 @@ def read_captions(words: Sequence[str]) -> list[str]:
     for word in words:
         # Not Path's: that raises where a caption is too long for a name.
         if os.path.isdir(word):
-            raise ValueError(f"--sample {word}: expected a caption or a file of captions, got a folder")
+            raise ValueError(f"{argument} {word}: expected a caption or a file of captions, got a folder")
         if os.path.isfile(word):
-            captions += _captions_of(word)
+            captions += _captions_of(word, argument)
         elif _reads_like_a_file(word):
-            raise FileNotFoundError(f"--sample {word}: no such file")
+            raise FileNotFoundError(f"{argument} {word}: no such file")
         else:
             captions.append(word)
     captions = [" ".join(caption.split()) for caption in captions if caption.strip()]
     if not captions:
-        raise ValueError(f"--sample: expected captions, got none in {', '.join(map(repr, words))}")
+        raise ValueError(f"{argument}: expected captions, got none in {', '.join(map(repr, words))}")
     return captions
 
 
-def _captions_of(file: str) -> list[str]:
+def _captions_of(file: str, argument: str) -> list[str]:
     if file.lower().endswith(TABLES):
         return table_captions(file)
     try:
         return Path(file).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"--sample {file}: expected UTF-8 text ({error})") from None
+        raise ValueError(f"{argument} {file}: expected UTF-8 text ({error})") from None
 
 
 def _reads_like_a_file(word: str) -> bool:
@@ -63,29 +91,48 @@ def _reads_like_a_file(word: str) -> bool:
     return path or word.lower().endswith((".txt", *TABLES))
 
 
+def sample_with_arguments(folder: Path, build: type[Trainer], arguments: argparse.Namespace) -> Path:
+    """Draw captions as a trainer's command line asks, with `--sample`; see `sample`.
+
+    Args:
+        folder: the baseline's, with `cfg/` and `assets/`.
+        build: the baseline's trainer.
+        arguments: of `config.parser`.
+
+    Raises:
+        FileNotFoundError, ValueError: the message names the argument or file.
+    """
+    training_alone = ("vlm", "resume", "steps", "epochs", "batch")
+    given = [f"--{n}" for n in training_alone if getattr(arguments, n) is not None]
+    given += [f"--{n.replace('_', '-')}" for n in ("from_scratch", "skip_bad") if getattr(arguments, n)]
+    if given:
+        raise ValueError(f"--sample does not train: leave out {', '.join(given)} (--generator takes a run's folder)")
+    original = read_config(arguments.cfg, folder).arguments if arguments.cfg else {}
+    path = Path(
+        arguments.generator or original.get("sample_from") or original.get("generator") or packaged_start(folder)
+    )
+    data = arguments.data or original.get("data")
+    captions, device = read_captions(arguments.sample), choose_device(arguments.device)
+    seed = seed_of(arguments, original)
+    source = Source(
+        path,
+        build,
+        build.read(path, discriminators=False),
+        text_encoder=arguments.text_encoder or original.get("text_encoder"),
+        data=Path(data) if data else None,
+        max_words=original.get("max_words"),
+    )
+    return sample(source, captions, arguments.out or RUNS, seed=seed, device=device)
+
+
 @torch.no_grad()
-def sample(
-    trainer: type[Trainer],
-    source: Path,
-    captions: Sequence[str],
-    out: Path,
-    *,
-    text_encoder: str | None,
-    data: Path | None = None,
-    max_words: int | None = None,
-    seed: int = 0,
-    device: torch.device,
-) -> Path:
+def sample(source: Source, captions: Sequence[str], out: Path, *, seed: int = 0, device: torch.device) -> Path:
     """Draw captions, each at the same few noises, and write the pictures.
 
     Args:
-        trainer: the baseline's.
-        source: networks, see `Trainer.read`.
+        source: what to draw with.
         captions: what to draw.
         out: where run folders are made.
-        text_encoder: what `load_matcher` takes; None for the one that `source` names.
-        data: folder with the vocabulary of a DAMSM text encoder; None for the one that `source` names.
-        max_words: words kept of a caption; None for what `source` or the text encoder's file says.
         seed: decides the noise.
         device: where to compute.
 
@@ -96,32 +143,22 @@ def sample(
     Raises:
         FileNotFoundError, ValueError: the message names the argument or file.
     """
-    saved = trainer.read(source, discriminators=False)
-    name = text_encoder or saved.matcher
-    if name is None:
-        raise ValueError(f"--text-encoder: {source} does not say which text encoder it was trained with; name its file")
-    moved = {"--text-encoder FILE": None if text_encoder else name, "--data DIR": None if data else saved.data}
-    with may_have_moved(source, moved):
-        matcher = load_matcher(name, data or saved.data, device)
-    matcher.max_words = max_words or saved.max_words or matcher.max_words
-    saved.check(matcher, str(source))
-    generator = trainer.load_generator(saved, str(source)).to(device).eval()
-    if generator.embed_dim != matcher.embed_dim:
-        raise ValueError(
-            f"--text-encoder {name}: gives vectors of width {matcher.embed_dim}, {source} reads {generator.embed_dim}"
-        )
+    check_seed(seed)
+    if source.data:
+        check_outside(out, source.data)
+    generator, matcher, name = _load(source, device)
     words = [matcher.words(caption) for caption in captions]  # refuses a caption without a known one, before any work
     if told := unknown_words(captions, matcher.vocabulary, name):
         print(told, flush=True)
-    noise = stream.noise((PER_CAPTION, generator.noise_dim), device, seed, 4)
-    folder = new_run_folder(out, f"{trainer.name.lower()}-sample")
+    noises = noise((PER_CAPTION, generator.noise_dim), device, seed, 4)
+    folder = new_run_folder(out, f"{source.trainer.name.lower()}-sample")
     (folder / "pictures").mkdir()
     digits = len(str(len(captions) - 1))
     sheet: list[Tensor] = []
     heats: list[Heats] = []
     for row, caption in enumerate(progress(captions)):
         text = matcher.encode_text([caption] * PER_CAPTION)
-        images, attention = generator.draw(noise, scaled(text) if saved.normalise_text else text)
+        images, attention = generator.draw(noises, scaled(text) if source.saved.normalise_text else text)
         images = images.float().cpu()
         for column, image in enumerate(images):
             to_image(image).save(folder / "pictures" / f"{row:0{digits}d}-{column}.png")
@@ -132,17 +169,34 @@ def sample(
             named = list(zip(words[row], weights[0].float().cpu(), strict=True))
             heats.append(Heats(f"{caption} (stage {stage})", images[0], named))
 
-    sample_sheet(folder / "samples.png", captions[:_SHEET_ROWS], {source.absolute().name: sheet})
+    sample_sheet(folder / "samples.png", captions[:_SHEET_ROWS], {source.path.absolute().name: sheet})
     written = ["samples.png", "pictures/", "samples.json"]
     if heats:
         heat_sheet(folder / "attention.png", heats)
         written.append("attention.png")
-    write_json(
-        {
-            "captions": list(captions), "generator": str(source), "matcher": matcher.fingerprint, "seed": seed,
-            "versions": versions(),
-        },
-        folder / "samples.json",
-    )  # fmt: skip
+    facts = {"captions": list(captions), "generator": str(source.path), "matcher": matcher.fingerprint, "seed": seed}
+    write_json({**facts, "versions": versions()}, folder / "samples.json")
     print(f"written to {folder}: {', '.join(written)}", flush=True)
     return folder
+
+
+def _load(source: Source, device: torch.device) -> tuple[nn.Module, VLM, str]:
+    """The generator, what encodes its captions, and what that is called."""
+    path, saved = source.path, source.saved
+    name = source.text_encoder or saved.matcher
+    if name is None:
+        raise ValueError(f"--text-encoder: {path} does not say which text encoder it was trained with; name its file")
+    moved = {
+        "--text-encoder FILE": None if source.text_encoder else name,
+        "--data DIR": None if source.data else saved.data,
+    }
+    with may_have_moved(path, moved):
+        matcher = load_matcher(name, source.data or saved.data, device)
+    matcher.max_words = source.max_words or saved.max_words or matcher.max_words
+    saved.check(matcher, str(path))
+    generator = source.trainer.load_generator(saved, str(path)).to(device).eval()
+    if generator.embed_dim != matcher.embed_dim:
+        raise ValueError(
+            f"--text-encoder {name}: gives vectors of width {matcher.embed_dim}, {path} reads {generator.embed_dim}"
+        )
+    return generator, matcher, name
