@@ -49,6 +49,8 @@ SECONDS, BYTES = 10, 2 << 30
 # What a reader of files has no business with.
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "os.mkdir")
 
+ROWS = "".join(json.dumps({"file_name": f"{i}.png", "text": ["a", "b"]}) + "\n" for i in range(3))
+
 
 class Target(NamedTuple):
     """A kind of file."""
@@ -163,10 +165,7 @@ TARGETS: dict[str, Target] = {
     "metadata.csv": Target(
         _table("metadata.csv", "file_name,text\n0.png,a bird\n1.png,\"a, b\"\n2.png,é\n"), _split_above(1)
     ),
-    "metadata.jsonl": Target(
-        _table("metadata.jsonl", "".join(json.dumps({"file_name": f"{i}.png", "text": ["a", "b"]}) + "\n" for i in range(3))),
-        _split_above(1),
-    ),
+    "metadata.jsonl": Target(_table("metadata.jsonl", ROWS), _split_above(1)),
     "COCO": Target(_coco, _split_above(1)),
 }  # fmt: skip
 
