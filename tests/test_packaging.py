@@ -45,8 +45,8 @@ def test_the_drop_in_needs_eight_packages() -> None:
 def test_the_extras() -> None:
     """What the trainers need; what `vlm-plugin evaluate` and `score` need, whatever their options."""
     extras = {key: set(names(list(value))) for key, value in distribution().extras_require.items()}
-    assert extras["train"] == {"pyyaml", "matplotlib", "torchmetrics"}
-    assert extras["eval"] == {"pyyaml", "torchmetrics", "torch-fidelity"}
+    assert extras["train"] == {"pyyaml", "matplotlib", "torchmetrics", "jinja2"}
+    assert extras["eval"] == {"pyyaml", "torchmetrics", "torch-fidelity", "jinja2"}
     assert extras["dev"] >= extras["train"] | extras["eval"]
 
 

@@ -340,7 +340,7 @@ def test_pages_are_for_evaluate_and_report_alone() -> None:
     *refused, score = without(("jinja2",), ("evaluate", "--help"), ("report", "--help"), ("score", "--help"))
     for name, (code, error) in zip(("evaluate", "report"), refused, strict=True):
         assert code == 2
-        assert error == f"vlm-plugin {name}: No module named 'jinja2': in the repository: pip install \".[eval]\"\n"
+        assert error == said_missing(name, "jinja2", "eval")
     assert score[0] == 0
 
 
