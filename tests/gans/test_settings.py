@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -14,7 +15,7 @@ import yaml
 
 from vlm_plugin.gans.config import Settings
 from vlm_plugin.gans.find import baseline
-from vlm_plugin.gans.settings import Original, SettingsFile, read_config
+from vlm_plugin.gans.settings import Original, SettingsFile, read_config, settings_of_run
 from vlm_plugin.pretraining.pretrain import pretrain
 
 BASELINES = tiny.ROOT / "baselines"
@@ -269,6 +270,16 @@ def test_files_that_are_no_settings(tmp_path: Path, family: str) -> None:
     (tmp_path / "mine.yml").write_bytes(b"batch: \xff")
     with pytest.raises(ValueError, match=r"mine\.yml: not readable as YAML: "):
         read_config(tmp_path / "mine.yml", baseline(family))
+
+
+def test_a_run_goes_on_with_rates_that_json_writes_as_yaml_does_not(tmp_path: Path) -> None:
+    """JSON writes 0.00001 as 1e-05, which is a word in YAML."""
+    content = {"baseline": "dfgan", "settings": load("dfgan", "synthetic.yml") | {"generator_lr": 1.0e-5}}
+    (tmp_path / "options.json").write_text(json.dumps(content), encoding="utf-8")
+    assert settings_of_run(tmp_path, baseline("dfgan")).generator_lr == 1.0e-5
+    (tmp_path / "options.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"options\.json: damaged, or written by another release \(JSONDecodeError"):
+        settings_of_run(tmp_path, baseline("dfgan"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
