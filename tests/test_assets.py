@@ -13,6 +13,7 @@ from vlm_plugin.baselines.dfgan.trainer import DFGAN
 from vlm_plugin.data import ATTRIBUTES, BirdTruth, CaptionedImages, Record, make_birds, open_split
 from vlm_plugin.evaluation.judge import PACKAGED, Judge, attribute_accuracy
 from vlm_plugin.files import ASSETS, read_checkpoint
+from vlm_plugin.gans.find import baseline
 from vlm_plugin.gans.settings import read_config
 from vlm_plugin.matcher.identity import fingerprint
 from vlm_plugin.training import stream as stream
@@ -86,13 +87,13 @@ def test_the_matcher_tells_fresh_captions_apart(fresh: tuple[list[Record], torch
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_start_belongs_to_the_matcher_and_the_settings(name: str) -> None:
     start, vlm = STARTS[name], VLM.load("birds.vlm.pt")
-    settings = read_config(BASELINES[name] / "cfg" / "synthetic.yml", BASELINES[name]).settings
+    settings = read_config(BASELINES[name] / "cfg" / "synthetic.yml", baseline(name)).settings
     notes = read_checkpoint(start, f"vlm_plugin.{TRAINERS[name].name}", 1)["notes"]
     assert notes["matcher"] == vlm.fingerprint
     assert notes["text_fingerprint"] == fingerprint(vlm.text_encoder)
     assert not notes["with_vlm"]
     for setting in (*MADE_WITH[name], "normalise_text"):
-        assert notes["settings"][setting] == settings[setting], setting
+        assert notes["settings"][setting] == getattr(settings, setting), setting
     trainer = TRAINERS[name](settings, vlm, torch.device("cpu"), torch.float32)
     assert trainer.load_start(start, vlm) == ["generator", *trainer.discriminators]
 
@@ -113,7 +114,7 @@ def test_a_start_is_whole_and_half_as_wide(name: str) -> None:
 def test_a_start_draws_what_the_caption_says(name: str, fresh: tuple[list[Record], torch.Tensor, BirdTruth]) -> None:
     records, *_ = fresh
     vlm, judge = VLM.load("birds.vlm.pt"), Judge.load()
-    settings = read_config(BASELINES[name] / "cfg" / "synthetic.yml", BASELINES[name]).settings
+    settings = read_config(BASELINES[name] / "cfg" / "synthetic.yml", baseline(name)).settings
     trainer = TRAINERS[name](settings, vlm, torch.device("cpu"), torch.float32)
     trainer.load_start(STARTS[name], vlm)
     captions = [record.captions[i % 10] for i, record in enumerate(records[:100])]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from easydict import EasyDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,22 +18,24 @@ from vlm_plugin.gans.trainer import Trainer
 
 from .losses import damsm_loss, discriminator_loss, generator_loss, kl_loss
 from .networks import Discriminator, Generator, generator_of
+from .settings import AttnGANSettings
 
 
 class AttnGAN(Trainer):
     """Networks, optimisers and one step of AttnGAN.
 
     Args:
-        settings: see cfg/synthetic.yml.
+        settings: see `AttnGANSettings`.
         matcher: its text encoder gave the captions' Features; its image encoder serves DAMSM in plain runs.
         device: where to train.
         dtype: autocast type.
     """
 
     name = "AttnGAN"
+    settings_type = AttnGANSettings
     learns_from_matcher = True  # DAMSM
 
-    def __init__(self, settings: EasyDict, matcher: VLM, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, settings: AttnGANSettings, matcher: VLM, device: torch.device, dtype: torch.dtype) -> None:
         s, width = settings, matcher.embed_dim
         generator = Generator(s.gf_dim, s.stages, s.base_size, s.z_dim, s.condition_dim, width, s.residual_blocks)
         sizes = generator.image_sizes

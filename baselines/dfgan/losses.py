@@ -45,9 +45,9 @@ def _widened(tensor: Tensor) -> Tensor:
 
 def _check_logits(name: str, logits: Tensor) -> Tensor:
     if not logits.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {logits.dtype}")
+        raise TypeError(f"{name}: expected floating point, got {logits.dtype}")
     if logits.numel() == 0:
-        raise ValueError(f"{name} must not be empty, got shape {tuple(logits.shape)}")
+        raise ValueError(f"{name}: expected at least one, got shape {tuple(logits.shape)}")
     return _widened(logits)
 
 
@@ -133,10 +133,10 @@ def mismatched_pairs(features: Tensor, sentence: Tensor) -> tuple[Tensor, Tensor
     """
     if features.shape[0] != sentence.shape[0]:
         raise ValueError(
-            f"features and sentence must have the same batch size, got {features.shape[0]} and {sentence.shape[0]}"
+            f"features and sentence: expected the same batch size, got {features.shape[0]} and {sentence.shape[0]}"
         )
     if features.shape[0] < 2:
-        raise ValueError(f"mismatched pairs need a batch of at least 2, got {features.shape[0]}")
+        raise ValueError(f"features: expected a batch of at least 2, got {features.shape[0]}")
     return features[:-1], sentence[1:]
 
 
@@ -160,14 +160,17 @@ def gradient_penalty(
         ValueError: batch sizes differ, `power` is below 2, or `images` or `sentence` do not require a gradient.
     """
     if power < 2:
-        raise ValueError(f"power must be at least 2 (below, the gradient at zero slope is not finite), got {power}")
+        raise ValueError(f"power: expected at least 2 (below, the gradient at zero slope is not finite), got {power}")
     if not images.shape[0] == sentence.shape[0] == logits.numel():
         raise ValueError(
-            "logits, images and sentence must have the same batch size, "
+            "logits, images and sentence: expected the same batch size, "
             f"got {logits.numel()}, {images.shape[0]} and {sentence.shape[0]}"
         )
     if not (images.requires_grad and sentence.requires_grad):
-        raise ValueError("images and sentence must require a gradient, and must have done so when logits were computed")
+        raise ValueError(
+            "images and sentence: expected both to require a gradient, since before logits were computed, got "
+            f"requires_grad {images.requires_grad} and {sentence.requires_grad}"
+        )
     # No pair's logit depends on another pair, so one backward of the sum gives every pair its own gradient.
     slopes = torch.autograd.grad(logits.sum(), (images, sentence), create_graph=True)
     # A power of the squared norm: the norm itself has no finite gradient at zero, where training with a fresh
@@ -206,7 +209,7 @@ def matching_aware_gradient_penalty(
     """
     if images.shape[0] != sentence.shape[0]:
         raise ValueError(
-            f"images and sentence must have the same batch size, got {images.shape[0]} and {sentence.shape[0]}"
+            f"images and sentence: expected the same batch size, got {images.shape[0]} and {sentence.shape[0]}"
         )
     with torch.enable_grad(), _precision(images, autocast), PenaltyConvolutions():
         images, sentence = _leaf(images), _leaf(sentence)
@@ -262,7 +265,7 @@ def discriminator_terms(
             `sentence`, or `power` is below 2.
     """
     if real.shape != fake.shape:
-        raise ValueError(f"real and fake must have the same shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
+        raise ValueError(f"real and fake: expected the same shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
     with torch.enable_grad(), _precision(real, autocast), PenaltyConvolutions():
         images, own = _leaf(real), _leaf(sentence)
         features = discriminator(images)

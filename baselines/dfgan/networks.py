@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlm_plugin import Features
+from vlm_plugin.checks import check_positive
 
 __all__ = ["ConditionalHead", "Discriminator", "Generator", "generator_of"]
 
@@ -29,18 +30,11 @@ _BASE = 4  # side of the smallest feature map
 _CAP = 8  # the widest layers have _CAP * nf channels
 
 
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return value
-
-
 def _widths(nf: int, image_size: int) -> list[int]:
     """Channel widths at the resolutions image_size, image_size / 2, ..., 4 (see the module's docstring)."""
-    _positive("nf", nf)
-    _positive("image_size", image_size)
+    check_positive(nf=nf, image_size=image_size)
     if image_size < 16 or image_size & (image_size - 1):
-        raise ValueError(f"image_size must be a power of two of at least 16, got {image_size}")
+        raise ValueError(f"image_size: expected a power of two of at least 16, got {image_size}")
     steps = (image_size // _BASE).bit_length() - 1
     return [nf * min(2**step, _CAP) for step in range(steps)] + [nf * _CAP]
 
@@ -49,13 +43,13 @@ def _check_shape(name: str, value: Tensor, *expected: int) -> None:
     """Compare everything but the batch axis."""
     if value.dim() != len(expected) + 1 or tuple(value.shape[1:]) != expected:
         wanted = ", ".join(str(size) for size in ("B", *expected))
-        raise ValueError(f"{name} must have shape ({wanted}), got {tuple(value.shape)}")
+        raise ValueError(f"{name}: expected shape ({wanted}), got {tuple(value.shape)}")
 
 
 def _check_batch(first_name: str, first: Tensor, second_name: str, second: Tensor) -> None:
     if first.shape[0] != second.shape[0]:
         raise ValueError(
-            f"{first_name} and {second_name} must have the same batch size, got {first.shape[0]} and {second.shape[0]}"
+            f"{first_name} and {second_name}: expected the same batch size, got {first.shape[0]} and {second.shape[0]}"
         )
 
 
@@ -148,7 +142,8 @@ class Generator(nn.Module):
         widths = _widths(nf, image_size)[::-1]
         self.nf, self.image_size = nf, image_size
         self.noise_dim, self.embed_dim = z_dim, cond_dim
-        self.z_dim, self.cond_dim = _positive("z_dim", z_dim), _positive("cond_dim", cond_dim)
+        check_positive(z_dim=z_dim, cond_dim=cond_dim)
+        self.z_dim, self.cond_dim = z_dim, cond_dim
         self.fc = nn.Linear(z_dim, widths[0] * _BASE * _BASE)
         # The noise enters every modulation beside the sentence, not the first layer alone: a fact of the shapes.
         self.GBlocks = nn.ModuleList(
@@ -266,7 +261,8 @@ class ConditionalHead(nn.Module):
 
     def __init__(self, nf: int = 32, cond_dim: int = 256) -> None:
         super().__init__()
-        self.nf, self.cond_dim = _positive("nf", nf), _positive("cond_dim", cond_dim)
+        check_positive(nf=nf, cond_dim=cond_dim)
+        self.nf, self.cond_dim = nf, cond_dim
         self.joint_conv = nn.Sequential(
             nn.Conv2d(_CAP * nf + cond_dim, 2 * nf, 3, padding=1, bias=False),
             nn.LeakyReLU(_SLOPE),

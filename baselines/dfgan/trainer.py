@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from easydict import EasyDict
 from torch import Tensor, nn
 
 from vlm_plugin import VLM, DualVLMLoss, Features
@@ -17,6 +16,7 @@ from vlm_plugin.gans.trainer import Trainer
 
 from .losses import discriminator_loss, discriminator_terms, generator_loss
 from .networks import ConditionalHead, Discriminator, Generator, generator_of
+from .settings import DFGANSettings
 
 # Name of a network here -> in published checkpoints.
 _PUBLISHED = {"generator": "netG", "discriminator": "netD", "head": "netC"}
@@ -26,15 +26,16 @@ class DFGAN(Trainer):
     """Networks, optimisers and one step of DF-GAN.
 
     Args:
-        settings: see cfg/synthetic.yml.
+        settings: see `DFGANSettings`.
         matcher: its text encoder gave the captions' Features.
         device: where to train.
         dtype: autocast type.
     """
 
     name = "DFGAN"
+    settings_type = DFGANSettings
 
-    def __init__(self, settings: EasyDict, matcher: VLM, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, settings: DFGANSettings, matcher: VLM, device: torch.device, dtype: torch.dtype) -> None:
         nf, size, width = settings.nf, settings.image_size, matcher.embed_dim
         generator, discriminator = Generator(nf, settings.z_dim, width, size), Discriminator(nf, size)
         for block in discriminator.DBlocks:

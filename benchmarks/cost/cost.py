@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from easydict import EasyDict
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -58,6 +57,8 @@ from vlm_plugin.baselines.attngan.trainer import AttnGAN
 from vlm_plugin.baselines.dfgan.trainer import DFGAN
 from vlm_plugin.data.dataset import Batch
 from vlm_plugin.files import write_json
+from vlm_plugin.gans.config import Settings
+from vlm_plugin.gans.find import baseline as find_baseline
 from vlm_plugin.gans.settings import read_config
 from vlm_plugin.gans.trainer import Trainer
 from vlm_plugin.training.ranks import progress
@@ -199,8 +200,8 @@ class Workplace(NamedTuple):
     """By arm."""
 
 
-def workplace(baseline: str, settings: EasyDict, matcher: VLM, device: str = "cpu") -> Workplace:
-    """Trainer and dual loss on a device, made as `vlm_plugin.gans.run` makes them."""
+def workplace(baseline: str, settings: Settings, matcher: VLM, device: str = "cpu") -> Workplace:
+    """Trainer and dual loss on a device, made as `vlm_plugin.gans.begin` makes them."""
     matcher = matcher.to(device).eval().requires_grad_(False)
     trainer = TRAINERS[baseline](settings, matcher, torch.device(device), torch.float32)
     # The weights of the halves are those of a run whose ramps have ended; they cost nothing.
@@ -394,10 +395,10 @@ def table(derived: Mapping[str, Mapping[str, Any]], tflops: float) -> str:
     return f"{markdown_table(head, rows)}\n\n{notes}"
 
 
-def sizes_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+def sizes_of(settings: Settings) -> dict[str, Any]:
     """The settings that decide what a step costs, beside the batch."""
-    return {name: settings[name] for name in SIZES if name in settings} | {
-        name: settings["vlm"][name] for name in ("augment", "terms")
+    return {name: getattr(settings, name) for name in SIZES if hasattr(settings, name)} | {
+        name: getattr(settings.vlm, name) for name in ("augment", "terms")
     }
 
 
@@ -407,12 +408,12 @@ def _found(measurements: Sequence[dict[str, Any]], baseline: str, sizes: dict[st
     return next(same, None)
 
 
-def settings_of(names: Sequence[str]) -> Iterator[tuple[str, str, EasyDict]]:
+def settings_of(names: Sequence[str]) -> Iterator[tuple[str, str, Settings]]:
     """(config, baseline, settings)."""
     for name in names:
         baseline, config = name.split("/")
-        folder = ROOT / "baselines" / baseline
-        yield name, baseline, read_config(folder / "cfg" / f"{config}.yml", folder).settings
+        found = find_baseline(baseline)
+        yield name, baseline, read_config(found.folder / "cfg" / f"{config}.yml", found).settings
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -272,19 +272,19 @@ def test_image_size_must_be_a_power_of_two(make: Callable[[int], nn.Module], siz
     ],
 )
 def test_sizes_must_be_positive(make: Callable[[], nn.Module], name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name} must be a positive integer"):
+    with pytest.raises(ValueError, match=f"^{name}: expected a positive integer"):
         make()
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda g, d, c: g(torch.zeros(2, 4), torch.zeros(2, 6)), r"noise must have shape \(B, 5\), got \(2, 4\)"),
-        (lambda g, d, c: g(torch.zeros(2, 5), torch.zeros(6)), r"sentence must have shape \(B, 6\), got \(6,\)"),
+        (lambda g, d, c: g(torch.zeros(2, 4), torch.zeros(2, 6)), r"^noise: expected shape \(B, 5\), got \(2, 4\)"),
+        (lambda g, d, c: g(torch.zeros(2, 5), torch.zeros(6)), r"^sentence: expected shape \(B, 6\), got \(6,\)"),
         (lambda g, d, c: g(torch.zeros(2, 5), torch.zeros(3, 6)), "same batch size, got 2 and 3"),
-        (lambda g, d, c: d(torch.zeros(2, 3, 16, 32)), r"images must have shape \(B, 3, 16, 16\)"),
-        (lambda g, d, c: c(torch.zeros(2, 8, 4, 4), torch.zeros(2, 6)), r"features must have shape \(B, 16, 4, 4\)"),
-        (lambda g, d, c: c(torch.zeros(2, 16, 4, 4), torch.zeros(2, 7)), r"sentence must have shape \(B, 6\)"),
+        (lambda g, d, c: d(torch.zeros(2, 3, 16, 32)), r"^images: expected shape \(B, 3, 16, 16\)"),
+        (lambda g, d, c: c(torch.zeros(2, 8, 4, 4), torch.zeros(2, 6)), r"^features: expected shape \(B, 16, 4, 4\)"),
+        (lambda g, d, c: c(torch.zeros(2, 16, 4, 4), torch.zeros(2, 7)), r"^sentence: expected shape \(B, 6\)"),
         (lambda g, d, c: c(torch.zeros(2, 16, 4, 4), torch.zeros(1, 6)), "same batch size, got 2 and 1"),
     ],
 )

@@ -175,7 +175,7 @@ def test_discriminators_train_again_after_a_failure(name: str, matcher: VLM, mon
         seen.extend(parameter.requires_grad for parameter in judging)
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(f"baselines.{name}.trainer.generator_loss", fail)
+    monkeypatch.setattr(f"vlm_plugin.baselines.{name}.trainer.generator_loss", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         model.step(batch, encode(matcher, batch.captions), 0, None)
     assert len(seen) == len(judging)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import json
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import tiny
 import yaml
 
-from vlm_plugin.gans.settings import Config, read_config
+from vlm_plugin.gans.config import Settings
+from vlm_plugin.gans.find import baseline
+from vlm_plugin.gans.settings import Original, SettingsFile, read_config, settings_of_run
 from vlm_plugin.pretraining.pretrain import pretrain
 
 BASELINES = tiny.ROOT / "baselines"
 FAMILIES = ("attngan", "dfgan")
-PATHS = {"data", "text_encoder", "vlm", "generator", "sample_from"}
-ARGUMENTS = PATHS | {"epochs", "seed", "max_words", "train", "discriminators"}
+SETTINGS_TYPES = {family: baseline(family).trainer.settings_type for family in FAMILIES}
+# What an original's file may say of the run.
+OF_THE_RUN = set(Original.__dataclass_fields__)
 
 # No value as in our bird.yml, so that one that is not taken over shows.
 ATTNGAN = """
@@ -69,7 +75,7 @@ ATTNGAN_SETTINGS = {
     "df_dim": 8, "gf_dim": 12, "z_dim": 50, "condition_dim": 40, "residual_blocks": 1,
     "damsm": {"weight": 4, "gamma1": 1.5, "gamma2": 2.5, "gamma3": 3.5}, "vlm": {"lambda_vvm": 0.3, "lambda_vlm": 0.7},
 }  # fmt: skip
-ATTNGAN_ARGUMENTS = {
+ATTNGAN_RUN = {
     "data": "moths/data", "text_encoder": "moths/text.pth", "vlm": "moths.vlm.pt",
     "epochs": 11, "max_words": 21, "train": True,
     "discriminators": False,
@@ -117,7 +123,7 @@ TEXT:
 DFGAN_SETTINGS = {
     "image_size": 128, "z_dim": 50, "batch": 7, "nf": 12, "vlm": {"lambda_vvm": 0.3, "lambda_vlm": 0.7},
 }  # fmt: skip
-DFGAN_ARGUMENTS = {
+DFGAN_RUN = {
     "data": "moths/data", "text_encoder": "moths/text.pth", "vlm": "moths.vlm.pt",
     "sample_from": "moths/state_epoch_007.pth", "epochs": 11,
     "seed": 3, "max_words": 21,
@@ -128,11 +134,21 @@ def load(family: str, name: str) -> Any:
     return yaml.safe_load((BASELINES / family / "cfg" / name).read_text(encoding="utf-8"))
 
 
-def read(tmp_path: Path, family: str, text: str) -> Config:
+def as_file(family: str, settings: dict[str, Any], **of_the_run: object) -> SettingsFile:
+    """What a file with these settings is read as."""
+    return SettingsFile(SETTINGS_TYPES[family].of(settings), Original(**of_the_run))
+
+
+def said(file: SettingsFile) -> dict[str, object]:
+    """What a file says of the run, where that is not what its absence would mean."""
+    return {name: value for name, value in vars(file.original).items() if value != getattr(Original(), name)}
+
+
+def read(tmp_path: Path, family: str, text: str) -> SettingsFile:
     file = tmp_path / "cfg" / "mine.yml"
     file.parent.mkdir(exist_ok=True)
     file.write_text(text, encoding="utf-8")
-    return read_config(file, BASELINES / family)
+    return read_config(file, baseline(family))
 
 
 def refused(tmp_path: Path, family: str, text: str) -> str:
@@ -153,7 +169,55 @@ def test_our_files_are_complete_and_come_as_they_are(family: str) -> None:
     files = [file for file in (BASELINES / family / "cfg").glob("*.yml") if file.name != "original.yml"]
     assert {"synthetic.yml", "scratch.yml", "bird.yml", "coco.yml"} <= {file.name for file in files}
     for file in files:
-        assert read_config(file, BASELINES / family) == (load(family, file.name), {})
+        found = read_config(file, baseline(family))
+        assert found == as_file(family, load(family, file.name))
+        # Key by key, in the order of the file.
+        assert list(found.settings.plain().items()) == list(load(family, file.name).items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_key_of_our_files_has_a_kind(family: str) -> None:
+    """And an explanation beside it, in the source."""
+
+    def compare(section: type, content: dict[str, Any]) -> None:
+        kinds = get_type_hints(section)
+        kinds.pop("order")
+        assert set(kinds) == set(content)
+        for name, value in content.items():
+            if isinstance(value, dict):
+                compare(kinds[name], value)
+            else:
+                (kind, *rest) = get_args(kinds[name]) if isinstance(kinds[name], UnionType) else (kinds[name],)
+                assert type(value) in {get_origin(kind) or kind, *rest}, name
+        source = inspect.getsource(section)
+        for name in section.__annotations__:
+            field = source.split(f"\n    {name}: ", 1)[1].split("\n", 2)
+            assert field[1].startswith('    """') or isinstance(content.get(name), dict), name
+
+    for file in ("synthetic.yml", "bird.yml"):
+        compare(SETTINGS_TYPES[family], load(family, file))
+    for shared in (Settings, *(t for t in get_type_hints(SETTINGS_TYPES[family]).values() if hasattr(t, "of"))):
+        for name in shared.__annotations__:
+            assert f"\n    {name}: " in inspect.getsource(shared)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_typed_settings_are_the_plain_ones(family: str) -> None:
+    content = load(family, "synthetic.yml")
+    settings = SETTINGS_TYPES[family].of(content)
+    assert settings.plain() == content
+    assert settings.vlm.lambda_vlm == content["vlm"]["lambda_vlm"]
+    changed = dataclasses.replace(settings, batch=3)
+    assert changed.plain() == content | {"batch": 3}
+    assert settings != changed
+    # Nothing changes them by accident, and the order of a file is none of their values.
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.batch = 3
+    assert SETTINGS_TYPES[family].of(dict(reversed(content.items()))) == settings
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'ema'"):
+        SETTINGS_TYPES[family].of({name: value for name, value in content.items() if name != "ema"})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nfs'"):
+        SETTINGS_TYPES[family].of(content | {"nfs": 3})
 
 
 def test_the_papers_settings() -> None:
@@ -196,16 +260,26 @@ def test_our_files_are_held_to_what_they_must_say(tmp_path: Path, family: str) -
 @pytest.mark.parametrize("family", FAMILIES)
 def test_files_that_are_no_settings(tmp_path: Path, family: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"--cfg .*nowhere\.yml: no such file"):
-        read_config(tmp_path / "nowhere.yml", BASELINES / family)
+        read_config(tmp_path / "nowhere.yml", baseline(family))
     with pytest.raises(FileNotFoundError, match="no such file"):
-        read_config(tmp_path, BASELINES / family)
+        read_config(tmp_path, baseline(family))
     assert refused(tmp_path, family, "{}").startswith("missing setting ")
     assert refused(tmp_path, family, "just words") == "expected a mapping of settings, got 'just words'"
     assert refused(tmp_path, family, "") == "expected a mapping of settings, got None"
     assert refused(tmp_path, family, "TRAIN: [1").startswith("not readable as YAML: ")
     (tmp_path / "mine.yml").write_bytes(b"batch: \xff")
     with pytest.raises(ValueError, match=r"mine\.yml: not readable as YAML: "):
-        read_config(tmp_path / "mine.yml", BASELINES / family)
+        read_config(tmp_path / "mine.yml", baseline(family))
+
+
+def test_a_run_goes_on_with_rates_that_json_writes_as_yaml_does_not(tmp_path: Path) -> None:
+    """JSON writes 0.00001 as 1e-05, which is a word in YAML."""
+    content = {"baseline": "dfgan", "settings": load("dfgan", "synthetic.yml") | {"generator_lr": 1.0e-5}}
+    (tmp_path / "options.json").write_text(json.dumps(content), encoding="utf-8")
+    assert settings_of_run(tmp_path, baseline("dfgan")).generator_lr == 1.0e-5
+    (tmp_path / "options.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"options\.json: damaged, or written by another release \(JSONDecodeError"):
+        settings_of_run(tmp_path, baseline("dfgan"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -222,7 +296,7 @@ def test_tables_name_what_there_is(family: str) -> None:
         if target == "=":
             assert default is not None, name
         elif target.startswith("--"):
-            assert target[2:].replace("-", "_") in ARGUMENTS, name
+            assert target[2:].replace("-", "_") in OF_THE_RUN, name
             # It decides the kind, which is checked for an argument as for a setting.
             assert default is not None, name
             targets.append(target)
@@ -237,14 +311,14 @@ def test_tables_name_what_there_is(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "text", "settings", "arguments"),
+    ("family", "text", "settings", "of_the_run"),
     [
-        ("attngan", ATTNGAN, ATTNGAN_SETTINGS, ATTNGAN_ARGUMENTS),
-        ("dfgan", DFGAN, DFGAN_SETTINGS, DFGAN_ARGUMENTS),
+        ("attngan", ATTNGAN, ATTNGAN_SETTINGS, ATTNGAN_RUN),
+        ("dfgan", DFGAN, DFGAN_SETTINGS, DFGAN_RUN),
     ],
     ids=FAMILIES,
 )
-def test_every_key_arrives(tmp_path: Path, family: str, text: str, settings: dict, arguments: dict) -> None:
+def test_every_key_arrives(tmp_path: Path, family: str, text: str, settings: dict, of_the_run: dict) -> None:
     # The text gives every key of the table, so nothing of it goes untested.
     for name in load(family, "original.yml"):
         assert f"{name.rpartition('.')[2]}: " in text
@@ -252,8 +326,8 @@ def test_every_key_arrives(tmp_path: Path, family: str, text: str, settings: dic
     assert all(value != bird[name] for name, value in settings.items())
     config = read(tmp_path, family, text)
     sections = {name: bird[name] | value for name, value in settings.items() if isinstance(value, dict)}
-    assert config.settings == bird | settings | sections
-    assert config.arguments == arguments
+    assert config.settings.plain() == bird | settings | sections
+    assert config.original == Original(**of_the_run)
     # As deep as ours: what was nested is read by attribute.
     assert config.settings.vlm.augment is bird["vlm"]["augment"]
 
@@ -265,11 +339,11 @@ def test_what_attngan_leaves_out_is_its_own_default(tmp_path: Path) -> None:
         "df_dim": 64, "gf_dim": 128, "z_dim": 100, "condition_dim": 100, "residual_blocks": 2,
         "damsm": {"weight": 1.0, "gamma1": 5.0, "gamma2": 5.0, "gamma3": 10.0},
     }  # fmt: skip
-    assert config == (load("attngan", "bird.yml") | defaults, {})
+    assert config == as_file("attngan", load("attngan", "bird.yml") | defaults)
 
 
 def test_what_dfgan_leaves_out_is_ours(tmp_path: Path) -> None:
-    assert read(tmp_path, "dfgan", "CONFIG_NAME: mine\n") == (load("dfgan", "bird.yml"), {})
+    assert read(tmp_path, "dfgan", "CONFIG_NAME: mine\n") == as_file("dfgan", load("dfgan", "bird.yml"))
 
 
 def test_a_file_for_drawing(tmp_path: Path) -> None:
@@ -280,7 +354,7 @@ def test_a_file_for_drawing(tmp_path: Path) -> None:
         GAN: {DF_DIM: 64, GF_DIM: 32, Z_DIM: 100, R_NUM: 2}
         TEXT: {WORDS_NUM: 25}
     """
-    assert read(tmp_path, "attngan", text).arguments == {
+    assert said(read(tmp_path, "attngan", text)) == {
         "train": False, "generator": "models/moths.pth", "text_encoder": "models/text.pth", "max_words": 25,
         "discriminators": False,
     }  # fmt: skip
@@ -294,11 +368,11 @@ def test_a_file_for_drawing(tmp_path: Path) -> None:
     ],
 )
 def test_an_empty_argument_is_not_given(tmp_path: Path, family: str, text: str) -> None:
-    assert read(tmp_path, family, text).arguments == {}
+    assert read(tmp_path, family, text).original == Original()
 
 
 def test_zero_is_given(tmp_path: Path) -> None:
-    assert read(tmp_path, "dfgan", "{CONFIG_NAME: mine, manual_seed: 0}").arguments == {"seed": 0}
+    assert read(tmp_path, "dfgan", "{CONFIG_NAME: mine, manual_seed: 0}").original == Original(seed=0)
 
 
 @pytest.mark.parametrize(
@@ -369,11 +443,11 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, key
     monkeypatch.chdir(here)
 
     def found(value: object) -> object:
-        (given,) = read(there, family, "CONFIG_NAME: x\n" + key.format(value)).arguments.values()
+        (given,) = said(read(there, family, "CONFIG_NAME: x\n" + key.format(value))).values()
         return given
 
     def argument_alone(value: object) -> list[str]:
-        return list(read(there, family, "CONFIG_NAME: x\n" + key.format(value)).arguments)
+        return list(said(read(there, family, "CONFIG_NAME: x\n" + key.format(value))))
 
     assert argument_alone("../moths") == [argument]
     # Neither here nor there: as the user wrote it.
@@ -391,5 +465,5 @@ def test_a_file_named_from_its_own_folder(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "moths").mkdir()
     read(tmp_path, "dfgan", "{CONFIG_NAME: x, data_dir: moths}")
     monkeypatch.chdir(tmp_path / "cfg")
-    data = read_config(Path("mine.yml"), BASELINES / "dfgan").arguments["data"]
+    data = read_config(Path("mine.yml"), baseline("dfgan")).original.data
     assert Path(data) == tmp_path / "moths"

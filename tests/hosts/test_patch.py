@@ -11,11 +11,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import tiny
 import yaml
 
 import vlm_plugin
 from vlm_plugin.cli.main import main, parser
+from vlm_plugin.gans.find import baseline
 from vlm_plugin.gans.settings import read_config
 from vlm_plugin.hosts.patch import PATCHES, _advice, blob_hash, read_patch
 
@@ -116,7 +116,6 @@ class TestPatches:
         assert list(yaml.safe_load(line).values()) == [f"{host}/bird.vlm.pt"]
 
     def test_our_trainers_read_a_config_with_its_keys(self, name: str, tmp_path: Path) -> None:
-        folder = tiny.ROOT / "baselines" / name
         keys = {"VLM": "x.pt", "LAMBDA_VVM": 0.3, "LAMBDA_VLM": 0.4}
         content = {"CONFIG_NAME": "x", "TRAIN": keys} if name == "attngan" else {k.lower(): v for k, v in keys.items()}
         file = tmp_path / "host.yml"
@@ -124,7 +123,7 @@ class TestPatches:
         files = read_patch(PATCHES / f"{name}.patch").files
         added = "".join(line for part in files for hunk in part.hunks for line in hunk.lines)
         assert all(key in added for key in (keys if name == "attngan" else content))
-        settings = read_config(file, folder).settings.vlm
+        settings = read_config(file, baseline(name)).settings.vlm
         assert (settings.lambda_vvm, settings.lambda_vlm) == (0.3, 0.4)
 
     def test_is_at_most_ten_insertions(self, name: str) -> None:

@@ -1,32 +1,299 @@
-"""What a run will do, from the command line, settings files and earlier runs."""
+"""Every knob of a run, in one place: what it is called, its kind, its range, and what it means.
+
+`configure.configure` makes one `RunConfig` of all that was said, and the run reads nothing else. Values of the settings
+stand in the baselines' `cfg/*.yml`; a baseline adds its own in the `settings.py` beside its trainer. Where several
+sources speak of the same, the first of a row counts:
+
+| of a new run                    | asked in this order                                                                |
+| ------------------------------- | ---------------------------------------------------------------------------------- |
+| settings                        | --cfg (ours, or an original's), --generator RUN's own (the loss begins at once),   |
+|                                 | cfg/synthetic.yml from a generator that draws, cfg/scratch.yml from random weights |
+| settings.batch                  | --batch, the settings                                                              |
+| data                            | --data, an original's file, --generator RUN's, the synthetic birds                 |
+| vlm                             | --vlm FILE, an original's file unless --text-encoder is given, none: a plain run   |
+| vlm, where --vlm names no file  | an original's matcher, its text encoder, --generator RUN's matcher, the packaged   |
+| text_encoder                    | --text-encoder, an original's file, --generator RUN's matcher, the packaged one    |
+| start                           | --from-scratch: none, --generator, an original's file, the packaged start where    |
+|                                 | neither settings, data nor another matcher are named                               |
+| steps                           | --steps, --epochs, an original's file, settings.steps                              |
+| seed                            | --seed, an original's file, 0                                                      |
+| max_words, start_discriminators | an original's file                                                                 |
+
+A resumed run (--resume RUN) is what its `options.json` says, and the others of these options are refused. Beside it,
+--data, --vlm and --text-encoder say where its files lie now, --steps and --epochs how long it is to be, and --skip-bad
+holds from now on.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
-from easydict import EasyDict
-
-from vlm_plugin import distributed
-from vlm_plugin.data import Record
 from vlm_plugin.data.birds.make import BIRDS_FOLDER
-from vlm_plugin.data.records import digest_records
-from vlm_plugin.files import ASSETS, whole
-from vlm_plugin.gans.settings import origin_of_run, read_config, settings_of_run
-from vlm_plugin.gans.show import Show
-from vlm_plugin.matcher.choose import PACKAGED, is_packaged
+from vlm_plugin.files import ASSETS
+from vlm_plugin.matcher.choose import PACKAGED
 from vlm_plugin.terminal import name_or_path, user_path
-from vlm_plugin.training.stream import check_seed
 
 RUNS = Path("runs")
 # What beside --resume says where a run's files lie now.
-_MOVABLE = {"data": "--data DIR", "vlm": "--vlm FILE", "text_encoder": "--text-encoder FILE"}
+MOVABLE = {"data": "--data DIR", "vlm": "--vlm FILE", "text_encoder": "--text-encoder FILE"}
 # A mismatched pair needs a second caption, a distance a second picture.
 _LEAST = {"steps": 0, "batch": 2, "evaluated": 2, "log_every": 1, "sample_every": 1, "checkpoint_every": 1}
+
+AnySection = TypeVar("AnySection", bound="Section")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What settings files say
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """Knobs of a settings file, or of a part of it that has a name of its own."""
+
+    order: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
+    """Names as the file had them, for `options.json` and the report: no knob."""
+
+    @classmethod
+    def of(cls: type[AnySection], content: Mapping[str, Any]) -> AnySection:
+        """The typed form of what a file holds.
+
+        Raises:
+            TypeError: a name is missing or unknown. (`settings.read_config` says so in the user's words.)
+        """
+        kinds = get_type_hints(cls)
+        values = {name: _typed(kinds.get(name), value) for name, value in content.items()}
+        return cls(**values, order=tuple(content))
+
+    def plain(self) -> dict[str, Any]:
+        """As a file holds it: the inverse of `of`."""
+        names = self.order or tuple(field.name for field in dataclasses.fields(self) if field.name != "order")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value.plain() if isinstance(value, Section) else value for name, value in values.items()}
+
+
+def _typed(kind: object, value: object) -> object:
+    return kind.of(value) if isinstance(kind, type) and issubclass(kind, Section) else value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VLMSettings(Section):
+    """The dual loss: read with `--vlm` alone."""
+
+    lambda_vvm: float
+    """Weight of the visual-visual half, from 0 up."""
+    lambda_vlm: float
+    """Weight of the textual-visual half, from 0 up."""
+    vvm_start: int
+    """Step at which the visual-visual half sets in, from 0 up."""
+    vvm_warmup: int
+    """Steps that it takes from there to reach its weight, on a straight line; 0: at once."""
+    vlm_start: int
+    """Step at which the textual-visual half sets in, from 0 up."""
+    vlm_warmup: int
+    """Steps that it takes from there to reach its weight, on a straight line; 0: at once."""
+    augment: bool
+    """The matcher sees a random view of each generated picture, so that no single pixel convinces it."""
+    terms: list[str] | None
+    """Names of `vlm_plugin.TERMS`; null for all six or, of a matcher without a scorer, the four that need none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Section):
+    """What the trainers share. A baseline's own dataclass adds its networks and losses."""
+
+    # ---- the networks' input
+    normalise_text: bool
+    """Word and sentence vectors are brought to the length sqrt(D), see `trainer.scaled`; published generators read
+    them as the text encoder gives them."""
+
+    # ---- how the networks are trained
+    batch: int
+    """Pictures in a batch of each process, from 2 up."""
+    steps: int
+    """Updates of the generator, from 0 up."""
+    generator_lr: float
+    """Adam's learning rate of the generator, from 0 up."""
+    discriminator_lr: float
+    """Adam's learning rate of the discriminators, from 0 up."""
+    adam_betas: list[float]
+    """Both Adams' two decays, each from 0 to below 1."""
+    ema: float
+    """Decay of the averaged generator, which all samples come from, in [0, 1]; 0 keeps no average."""
+
+    # ---- with what
+    precision: str
+    """What to compute in: float32, bfloat16 or, with auto, bfloat16 where the hardware computes in it."""
+    workers: int | None
+    """Loader processes, from 0 up; null for 4 with a GPU and none on a CPU, whose cores compute."""
+
+    # ---- what is written
+    evaluated: int
+    """Test captions that the table is computed on, from 2 up; a split of fewer gives what it has."""
+    log_every: int
+    """Steps between two lines of the log, from 1 up."""
+    sample_every: int
+    """Steps between two sheets of samples, from 1 up."""
+    checkpoint_every: int
+    """Steps between two checkpoints, from 1 up: as many are lost at most when the power goes."""
+
+    # ---- the dual loss
+    vlm: VLMSettings
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse what is out of range.
+
+    Raises:
+        ValueError: the message names the setting.
+    """
+    for name, least in _LEAST.items():
+        if getattr(settings, name) < least:
+            raise ValueError(f"{name}: expected at least {least}, got {getattr(settings, name)}")
+    for name in ("lambda_vvm", "lambda_vlm", "vvm_start", "vvm_warmup", "vlm_start", "vlm_warmup"):
+        if getattr(settings.vlm, name) < 0:
+            raise ValueError(f"vlm.{name}: expected a number from 0 up, got {getattr(settings.vlm, name)}")
+    # An average to which new weights count negatively grows without bound.
+    if not 0 <= settings.ema <= 1:
+        raise ValueError(f"ema: expected a number from 0 to 1, got {settings.ema}")
+    for name in ("generator_lr", "discriminator_lr"):
+        if getattr(settings, name) < 0:
+            raise ValueError(f"{name}: expected a number from 0 up, got {getattr(settings, name)}")
+    if not all(0 <= beta < 1 for beta in settings.adam_betas):
+        raise ValueError(f"adam_betas: expected two numbers from 0 to below 1, got {list(settings.adam_betas)}")
+    workers = settings.workers
+    if workers is not None and (type(workers) is not int or workers < 0):
+        raise ValueError(f"workers: expected null, or a whole number from 0 up, got {workers!r}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a run does
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """What a run began with, and has to find again when it is resumed; None where an earlier release did not say."""
+
+    trained_with: list[str] | None = None
+    """`marks` of every matcher whose loss trained the generator, in this run or in one that it began from."""
+    matcher: str | None = None
+    """The matcher's fingerprint."""
+    processes: int | None = None
+    """How many processes shared a step."""
+    pictures: dict[str, str] | None = None
+    """How many pictures there are to train and to evaluate with, and a digest of them and their captions."""
+    matcher_reads: str | None = None
+    """Fingerprint of how the matcher reads captions: its vocabulary is a file of its own for DAMSM's encoders."""
+    text_fingerprint: str | None = None
+    """The text encoder's fingerprint."""
+    versions: dict[str, str] | None = None
+    """Of this package and what it computes with."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """The run that is gone on with."""
+
+    folder: Path
+    """Its folder."""
+    data: str | None
+    """Where its data lay until now; None for the synthetic birds."""
+    moved: frozenset[str]
+    """Which of `MOVABLE` the command line says anew."""
+    beginning: Beginning
+    """What it began with."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What a run does. All but the last part is what its `options.json` says, too."""
+
+    # ---- what is trained, and on what
+    baseline: str
+    """Name of the trainer, of `find.BASELINES`."""
+    settings: Settings
+    """What a settings file says."""
+    data: str | None
+    """Folder of captioned pictures; None for the synthetic birds, which are drawn when they are not there."""
+    vlm: str | None
+    """The matcher whose dual loss is added; None for a plain run."""
+    text_encoder: str | None
+    """Of a plain run: the matcher or DAMSM text encoder that conditions the generator. None with `vlm`, whose own
+    does."""
+    max_words: int | None
+    """Words kept of a caption; None for as many as the text encoder's own file says."""
+
+    # ---- where it begins, how long it is
+    start: str | None = None
+    """A run's folder, a packaged start or a published checkpoint to begin from; None for random weights."""
+    start_discriminators: bool = True
+    """Take the discriminators from there, too, where there are some."""
+    steps: int
+    """Updates of the generator, from 0 up. Only counts without `epochs`."""
+    epochs: int | None
+    """Passes over the train split, from 0 up."""
+    seed: int
+    """Decides initial weights, order and noise; from 0 to 2 ** 32 - 1."""
+
+    # ---- how it goes about it
+    spread: bool = False
+    """The table is of pictures at equal distances in the split; else of the first, as an earlier release's was."""
+    skip_bad: bool = False
+    """Leave out pictures that cannot be used, and list them in `skipped.txt`."""
+    precision: str
+    """What it computes in: the settings' own until the hardware is known, then what auto came to, also on others."""
+
+    # ---- this time
+    out: Path = RUNS
+    """Where a new run's folder is made."""
+    device: str | None = None
+    """cuda, cuda:NUMBER or cpu; None for the GPU where there is one."""
+    resumed: Resumed | None = None
+    """The run that is gone on with; None for a new one."""
+
+    @property
+    def encoder(self) -> str:
+        """What `load_matcher` takes: the matcher of a dual run, the text encoder of a plain one."""
+        return self.vlm or self.text_encoder
+
+    @property
+    def name(self) -> str:
+        """What a new run's folder is called, after its number."""
+        return f"{self.baseline}-vlm" if self.vlm else self.baseline
+
+    def length(self, pictures: int, processes: int) -> int:
+        """Steps of the whole run on so many pictures, in so many processes."""
+        if self.epochs is None:
+            return self.steps
+        # An epoch of less than a batch is a step.
+        return max(self.epochs * pictures // (self.settings.batch * processes), min(self.epochs, 1))
+
+    def options(self, beginning: Beginning) -> dict[str, Any]:
+        """Plain values for `options.json`, from which `configure` makes it again."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values |= {"settings": self.settings.plain(), **vars(beginning)}
+        return {name: value for name, value in values.items() if name not in _THIS_TIME}
+
+    @contextlib.contextmanager
+    def may_have_moved(self, *names: str) -> Iterator[None]:
+        """`may_have_moved` for those of `MOVABLE` that are asked for, where the resumed run itself names them."""
+        moved, folder = (self.resumed.moved, self.resumed.folder) if self.resumed else (frozenset(names), None)
+        with may_have_moved(folder, {MOVABLE[name]: getattr(self, name) for name in names if name not in moved}):
+            yield
+
+
+_THIS_TIME = ("out", "device", "resumed")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the command line says
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def parser(name: str) -> argparse.ArgumentParser:
@@ -77,165 +344,8 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
-def check_settings(settings: EasyDict) -> None:
-    for name, least in _LEAST.items():
-        if settings[name] < least:
-            raise ValueError(f"{name}: expected at least {least}, got {settings[name]}")
-    for name in ("lambda_vvm", "lambda_vlm", "vvm_start", "vvm_warmup", "vlm_start", "vlm_warmup"):
-        if settings.vlm[name] < 0:
-            raise ValueError(f"vlm.{name}: expected a number from 0 up, got {settings.vlm[name]}")
-    # An average that weighs what is new negatively grows without bound.
-    if not 0 <= settings.ema <= 1:
-        raise ValueError(f"ema: expected a number from 0 to 1, got {settings.ema}")
-    for name in ("generator_lr", "discriminator_lr"):
-        if settings[name] < 0:
-            raise ValueError(f"{name}: expected a number from 0 up, got {settings[name]}")
-    if not all(0 <= beta < 1 for beta in settings.adam_betas):
-        raise ValueError(f"adam_betas: expected two numbers from 0 to below 1, got {list(settings.adam_betas)}")
-    workers = settings.workers
-    if workers is not None and (type(workers) is not int or workers < 0):
-        raise ValueError(f"workers: expected null, or a whole number from 0 up, got {workers!r}")
-
-
 def packaged_start(folder: Path) -> Path:
     return folder / "assets" / "birds.pt"
-
-
-def new_options(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """What a new run will do, in plain values: this is what a resumed run reads.
-
-    An original's settings file also decides arguments; the command line's own come first.
-    """
-    if arguments.vlm and arguments.text_encoder:
-        raise ValueError("--text-encoder: only for plain runs: with --vlm the matcher's own text encoder is used")
-    if arguments.generator and arguments.from_scratch:
-        raise ValueError("--from-scratch: contradicts --generator")
-    packaged = (
-        (arguments.cfg, arguments.data, arguments.generator, arguments.from_scratch) == (None, None, None, False)
-        and (arguments.vlm or arguments.text_encoder or PACKAGED) == PACKAGED
-        and packaged_start(folder).is_file()
-    )
-    # Weights and rates that suit a generator that draws already ruin one that does not yet.
-    default = "synthetic.yml" if packaged or arguments.generator else "scratch.yml"
-    if arguments.cfg is None and arguments.generator and (arguments.generator / "options.json").is_file():
-        settings, original = settings_of_run(arguments.generator, folder), {}
-    else:
-        settings, original = read_config(arguments.cfg or folder / "cfg" / default, folder)
-    if arguments.batch is not None:
-        settings.batch = arguments.batch
-    check_settings(settings)
-    # A generator goes on with what it has learned to read and draw, unless something else is named.
-    origin = origin_of_run(arguments.generator)
-    data = arguments.data or original.get("data") or origin.get("data")
-    # An original's settings with the patch's lines name a matcher, which switches the loss on there as well.
-    vlm = arguments.vlm or (None if arguments.text_encoder else original.get("vlm"))
-    if vlm == PACKAGED:  # A bare --vlm means the matcher at hand: an original's settings name it, or a DAMSM pair.
-        vlm = original.get("vlm") or original.get("text_encoder") or origin.get("matcher") or PACKAGED
-    matcher = vlm or arguments.text_encoder or original.get("text_encoder") or origin.get("matcher") or PACKAGED
-    if data is None and not is_packaged(matcher):
-        raise ValueError(
-            f"--data: expected a folder of captioned pictures for the matcher {matcher}, got none, and the synthetic "
-            "birds are drawn for the packaged matcher alone"
-        )
-    start = None if arguments.from_scratch else arguments.generator or original.get("generator")
-    if packaged:
-        start = packaged_start(folder)
-    trains = original.get("train", True)
-    return {
-        "baseline": name,
-        "settings": json.loads(json.dumps(settings)),
-        "data": _in_full(data),
-        "vlm": _in_full(matcher) if vlm else None,
-        "text_encoder": None if vlm else _in_full(matcher),
-        "max_words": original.get("max_words"),
-        "start": _in_full(start),
-        "start_discriminators": original.get("discriminators", True),
-        "steps": settings.steps if trains else 0,
-        "epochs": original.get("epochs") if trains else None,
-        "seed": seed_of(arguments, original),
-        "spread": True,
-    }
-
-
-def seed_of(arguments: argparse.Namespace, original: Mapping[str, Any]) -> int:
-    return check_seed(original.get("seed", 0) if arguments.seed is None else arguments.seed)
-
-
-def _in_full(path: str | Path | None) -> str | None:
-    """An existing file's or folder's whole path: a run may be resumed from another folder."""
-    if path is None or str(path) == PACKAGED:
-        return path
-    return str(Path(path).resolve() if Path(path).exists() else path)
-
-
-def saved_options(name: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
-    if arguments.resume is None:
-        return None
-    fixed = ("cfg", "out", "batch", "seed", "generator")
-    given = [f"--{n.replace('_', '-')}" for n in fixed if getattr(arguments, n) is not None]
-    if given := given + ["--from-scratch"] * arguments.from_scratch:
-        raise ValueError(f"--resume takes these from {arguments.resume}/options.json: leave out {', '.join(given)}")
-    for file in ("options.json", "checkpoint.pt"):
-        if not (arguments.resume / file).is_file():
-            raise FileNotFoundError(f"--resume {arguments.resume}: expected a run's folder with {file}")
-    with whole(arguments.resume / "options.json"):
-        options = json.loads((arguments.resume / "options.json").read_text(encoding="utf-8"))
-        if options["baseline"] != name:
-            raise ValueError(f"--resume {arguments.resume}: a run of {options['baseline']}")
-        return options
-
-
-def moved_files(options: Mapping[str, Any], arguments: argparse.Namespace) -> dict[str, str]:
-    """Where files of a resumed run lie now; that they are the same is checked where they are read."""
-    for name, other in (("vlm", "text_encoder"), ("text_encoder", "vlm")):
-        if getattr(arguments, name) is not None and options[name] is None:
-            raise ValueError(
-                f"--{name.replace('_', '-')}: {arguments.resume} was begun without: its matcher is "
-                f"--{other.replace('_', '-')} {options[other]}"
-            )
-    given = {name: getattr(arguments, name) for name in _MOVABLE}
-    return {name: _in_full(path) for name, path in given.items() if path is not None}
-
-
-def named_by_run(options: Mapping[str, Any], arguments: argparse.Namespace, *names: str) -> dict[str, str | None]:
-    """Option -> what a resumed run itself names for it, where the command line does not."""
-    return {_MOVABLE[name]: options[name] for name in names if getattr(arguments, name) is None}
-
-
-def begun_with(records: Sequence[Record], show: Show) -> dict[str, Any]:
-    """What a run must find again when it is resumed: as many processes, the same pictures and captions."""
-    used = {"train": records, "evaluated": show.records}
-    return {
-        "processes": distributed.world_size(),
-        "pictures": {use: f"{len(some)} (digest {digest_records(some)})" for use, some in used.items()},
-    }
-
-
-def check_begun(saved: dict[str, Any], now: dict[str, Any], where: str, data: Path) -> None:
-    # What runs of an earlier release do not say stays unchecked.
-    then = now | {name: saved[name] for name in now if name in saved}
-    if then["processes"] != now["processes"]:
-        raise ValueError(f"{where}: begun with {_processes(then)}, got {_processes(now)}")
-    for use, pictures in now["pictures"].items():
-        if then["pictures"][use] != pictures:
-            raise ValueError(
-                f"{where}: expected the pictures and captions that {data} had when the run began, got others: "
-                f"{use}: {then['pictures'][use]} then, {pictures} now"
-            )
-
-
-def _processes(begun: dict[str, Any]) -> str:
-    return f"{begun['processes']} process{'' if begun['processes'] == 1 else 'es'}"
-
-
-def run_length(arguments: argparse.Namespace, options: dict[str, Any], size: int) -> int:
-    if arguments.steps is not None:
-        return arguments.steps
-    epochs = options["epochs"] if arguments.epochs is None else arguments.epochs
-    if epochs is None:
-        return options["steps"]
-    # An epoch of less than a batch is a step.
-    return max(epochs * size // (options["settings"]["batch"] * distributed.world_size()), min(epochs, 1))
 
 
 @contextlib.contextmanager

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from easydict import EasyDict
+from torch import Tensor
 
-from vlm_plugin import VLM, DualVLMLoss, Features, distributed
-from vlm_plugin.data import CaptionedImages, Record
+from vlm_plugin import DualVLMLoss, Features, distributed
+from vlm_plugin.data import CaptionedImages
 from vlm_plugin.data.dataset import Batch, Collate
 from vlm_plugin.files import not_finite, write_file
+from vlm_plugin.gans.begin import Run
+from vlm_plugin.gans.config import VLMSettings
 from vlm_plugin.gans.show import Show
 from vlm_plugin.gans.trainer import Trainer
 from vlm_plugin.training.ranks import from_all_ranks, leave_ranks, on_any_rank, progress
 from vlm_plugin.training.run_folder import Log, StopSignal
-from vlm_plugin.training.skipped import LeftOut
 from vlm_plugin.training.stream import endless_batches, mix
 
 
@@ -30,7 +31,7 @@ def ramp(step: int, start: int, length: int) -> float:
     return min(max((step - start) / length, 0.0), 1.0)
 
 
-def weights_at(step: int, settings: EasyDict) -> tuple[float, float]:
+def weights_at(step: int, settings: VLMSettings) -> tuple[float, float]:
     """(lambda_vvm, lambda_vlm) at a step: each half ramps up linearly from its own start. Source: ours."""
     return (
         settings.lambda_vvm * ramp(step + 1, settings.vvm_start, settings.vvm_warmup),
@@ -38,70 +39,100 @@ def weights_at(step: int, settings: EasyDict) -> tuple[float, float]:
     )
 
 
-def train_steps(
-    trainer: Trainer,
-    vlm_loss: DualVLMLoss | None,
-    matcher: VLM,
-    records: Sequence[Record],
-    run_folder: Path,
-    options: dict[str, Any],
-    settings: EasyDict,
-    span: tuple[int, int],
-    device: torch.device,
-    show: Show,
-    stop: StopSignal,
-    left_out: LeftOut,
-) -> None:
-    first, steps = span
-    seed, rank = options["seed"], distributed.rank()
-    skip_bad = options["skip_bad"]
-    images = CaptionedImages(records, trainer.image_size, train=True, vocabulary=matcher.vocabulary)
-    batches = endless_batches(
-        images, settings.batch, seed, Collate(matcher.vocabulary, matcher.max_words),
-        first_step=first, device=device, workers=settings.workers, skip_bad=skip_bad,
-    )  # fmt: skip
-    log = Log(run_folder / "log.jsonl", first)
-    bar = progress(range(first, steps), initial=first, total=steps)
-    kept = first
-    for step in bar:
-        batch = next(batches)
-        if skip_bad:
-            left_out.add(from_all_ranks(batch.skipped))
-        batch = batch._replace(images=batch.images.to(device, memory_format=torch.channels_last, non_blocking=True))
+class Loop:
+    """The steps of a run that are left, and what is written between them.
+
+    Args:
+        run: the run, as it stands before its next step.
+        show: draws the sheets of samples.
+    """
+
+    def __init__(self, run: Run, show: Show) -> None:
+        self.run, self.show, self.settings = run, show, run.config.settings
+        self.first, self.last = run.first, run.config.steps
+        self.kept = run.first  # steps that the checkpoint has done
+        self.log = Log(run.folder / "log.jsonl", run.first)
+        self.bar = progress(range(self.first, self.last), initial=self.first, total=self.last)
+
+    def train(self, stop: StopSignal) -> None:
+        """Take the steps.
+
+        Args:
+            stop: asks for an end after the step that is being taken, with a checkpoint.
+
+        Raises:
+            SystemExit: `stop` asked.
+            BadSampleError: a picture cannot be used, and the run leaves none out.
+            ValueError: the training has broken down, or hardly any picture can be used.
+        """
+        batches, device = self._batches(), self.run.prepared.device
+        for step in self.bar:
+            done = step + 1
+            batch, text, values = self._step(step, next(batches))
+            if step % self.settings.log_every == 0 or done == self.last:
+                self._write_log(step, batch, text, values)
+            stopping = on_any_rank(stop.asked, device)
+            if done % self.settings.checkpoint_every == 0 or done == self.last or stopping:
+                self._keep(done)
+            if done % self.settings.sample_every == 0 and done < self.last and distributed.rank() == 0:
+                self.show.grid(f"step {done}", self.run.folder / f"samples-{done:06d}.png")
+            if stopping:
+                self._leave(done)
+
+    def _batches(self) -> Iterator[Batch]:
+        run, prepared = self.run, self.run.prepared
+        matcher, device = prepared.matcher, prepared.device
+        images = CaptionedImages(prepared.records, run.trainer.image_size, train=True, vocabulary=matcher.vocabulary)
+        batches = endless_batches(
+            images, self.settings.batch, run.config.seed, Collate(matcher.vocabulary, matcher.max_words),
+            first_step=self.first, device=device, workers=self.settings.workers, skip_bad=run.config.skip_bad,
+        )  # fmt: skip
+        for batch in batches:
+            if run.config.skip_bad:
+                run.left_out.add(from_all_ranks(batch.skipped))
+            images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+            yield batch._replace(images=images)
+
+    def _step(self, step: int, batch: Batch) -> tuple[Batch, Features, dict[str, Tensor]]:
+        """One update of every network: what it was made with, and its losses."""
+        run = self.run
         # Whatever draws from torch's global randomness from here on is the same in a resumed run.
         # (The last number sets it apart from the trainers' noise.)
-        torch.manual_seed(mix(seed, step, rank, 3))
+        torch.manual_seed(mix(run.config.seed, step, distributed.rank(), 3))
         with torch.no_grad():
-            text = matcher.encode_tokens(batch.tokens, batch.lengths)
+            text = run.prepared.matcher.encode_tokens(batch.tokens, batch.lengths)
+        if run.vlm_loss is not None:
+            run.vlm_loss.lambda_vvm, run.vlm_loss.lambda_vlm = weights_at(step, self.settings.vlm)
+        return batch, text, run.trainer.step(batch, text, step, run.vlm_loss)
+
+    def _write_log(self, step: int, batch: Batch, text: Features, losses: Mapping[str, Tensor]) -> None:
+        """A line of the log, and the progress bar; the end where a loss is no number."""
+        vlm_loss, names = self.run.vlm_loss, self.run.left_out.names
+        values = {name: float(value) for name, value in losses.items()}
         if vlm_loss is not None:
-            vlm_loss.lambda_vvm, vlm_loss.lambda_vlm = weights_at(step, settings.vlm)
-        values = trainer.step(batch, text, step, vlm_loss)
-        if step % settings.log_every == 0 or step == steps - 1:
-            values = {k: float(v) for k, v in values.items()}
-            if vlm_loss is not None:
-                values |= floors_of(vlm_loss, batch, text)
-                values |= {"lambda_vvm": vlm_loss.lambda_vvm, "lambda_vlm": vlm_loss.lambda_vlm}
-            log.add(step=step, **values)
-            check_finite(values, step, run_folder, kept)
-            shown = {k: f"{values[k]:.2f}" for k in ("discriminator", "generator")}
-            bar.set_postfix(shown | ({"left out": len(left_out.names)} if left_out.names else {}))
-        done = step + 1
-        stopping = on_any_rank(stop.asked, device)
-        if done % settings.checkpoint_every == 0 or done == steps or stopping:
-            check_finite(trainer.state(), step, run_folder, kept)
-            save_checkpoint(trainer, done, run_folder)
-            kept = done
-        if done % settings.sample_every == 0 and done < steps and rank == 0:
-            show.grid(f"step {done}", run_folder / f"samples-{done:06d}.png")
-        if stopping:
-            if rank == 0:
-                print(f"\nstopped after step {done}; go on with --resume {run_folder}", flush=True)
-            # A launcher ends the other processes when the first is gone: none goes before the checkpoint is written.
-            leave_ranks()
-            sys.exit(128 + signal.SIGTERM)
+            values |= floors_of(vlm_loss, batch, text)
+            values |= {"lambda_vvm": vlm_loss.lambda_vvm, "lambda_vlm": vlm_loss.lambda_vlm}
+        self.log.add(step=step, **values)
+        check_finite(values, step, self.run.folder, self.kept)
+        shown = {name: f"{values[name]:.2f}" for name in ("discriminator", "generator")}
+        self.bar.set_postfix(shown | ({"left out": len(names)} if names else {}))
+
+    def _keep(self, done: int) -> None:
+        """Overwrite the checkpoint, unless there is something in it that is no number."""
+        check_finite(self.run.trainer.state(), done - 1, self.run.folder, self.kept)
+        save_checkpoint(self.run.trainer, done, self.run.folder)
+        self.kept = done
+
+    def _leave(self, done: int) -> None:
+        if distributed.rank() == 0:
+            print(f"\nstopped after step {done}; go on with --resume {self.run.folder}", flush=True)
+        # A launcher ends the other processes when the first is gone: none goes before the checkpoint is written.
+        leave_ranks()
+        sys.exit(128 + signal.SIGTERM)
 
 
 def save_checkpoint(trainer: Trainer, step: int, run_folder: Path) -> None:
+    """What a resumed run goes on from, after so many steps; rank 0 writes it."""
     if distributed.rank() == 0:
         write_file({"step": step, "trainer": trainer.state()}, run_folder / "checkpoint.pt")
 

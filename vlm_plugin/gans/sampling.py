@@ -15,9 +15,11 @@ from vlm_plugin.data.captions import TABLES, table_captions
 from vlm_plugin.data.images import to_image
 from vlm_plugin.evaluation.examination import PER_CAPTION
 from vlm_plugin.files import write_json
-from vlm_plugin.gans.config import RUNS, may_have_moved, packaged_start, seed_of
+from vlm_plugin.gans.config import RUNS, may_have_moved, packaged_start
+from vlm_plugin.gans.configure import seed_of
+from vlm_plugin.gans.find import Baseline
 from vlm_plugin.gans.saved import Saved
-from vlm_plugin.gans.settings import read_config
+from vlm_plugin.gans.settings import Original, read_config
 from vlm_plugin.gans.trainer import Trainer, scaled
 from vlm_plugin.matcher.choose import load_matcher, unknown_words
 from vlm_plugin.matcher.vlm import VLM
@@ -91,11 +93,11 @@ def _reads_like_a_file(word: str) -> bool:
     return path or word.lower().endswith((".txt", *TABLES))
 
 
-def sample_with_arguments(folder: Path, build: type[Trainer], arguments: argparse.Namespace) -> Path:
+def sample_with_arguments(baseline: Baseline, build: type[Trainer], arguments: argparse.Namespace) -> Path:
     """Draw captions as a trainer's command line asks, with `--sample`; see `sample`.
 
     Args:
-        folder: the baseline's, with `cfg/` and `assets/`.
+        baseline: whose settings files and packaged start are meant.
         build: the baseline's trainer.
         arguments: of `config.parser`.
 
@@ -107,20 +109,18 @@ def sample_with_arguments(folder: Path, build: type[Trainer], arguments: argpars
     given += [f"--{n.replace('_', '-')}" for n in ("from_scratch", "skip_bad") if getattr(arguments, n)]
     if given:
         raise ValueError(f"--sample does not train: leave out {', '.join(given)} (--generator takes a run's folder)")
-    original = read_config(arguments.cfg, folder).arguments if arguments.cfg else {}
-    path = Path(
-        arguments.generator or original.get("sample_from") or original.get("generator") or packaged_start(folder)
-    )
-    data = arguments.data or original.get("data")
+    original = read_config(arguments.cfg, baseline).original if arguments.cfg else Original()
+    generator = arguments.generator or original.sample_from or original.generator
+    path, data = Path(generator or packaged_start(baseline.folder)), arguments.data or original.data
     captions, device = read_captions(arguments.sample), choose_device(arguments.device)
     seed = seed_of(arguments, original)
     source = Source(
         path,
         build,
         build.read(path, discriminators=False),
-        text_encoder=arguments.text_encoder or original.get("text_encoder"),
+        text_encoder=arguments.text_encoder or original.text_encoder,
         data=Path(data) if data else None,
-        max_words=original.get("max_words"),
+        max_words=original.max_words,
     )
     return sample(source, captions, arguments.out or RUNS, seed=seed, device=device)
 

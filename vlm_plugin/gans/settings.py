@@ -1,7 +1,8 @@
-"""Settings of a run: our own YAML files, and those that AttnGAN's and DF-GAN's users already have.
+"""Settings files: our own YAML, and those that AttnGAN's and DF-GAN's users already have.
 
-Our files are complete and look like the baseline's `cfg/synthetic.yml`. An original's file is translated with the table
-`cfg/original.yml`: dotted key -> [what it is here, value when left out]. What it is here may be
+Our files are complete and look like the baseline's `cfg/synthetic.yml`; what a key means is said in `config.py`, and in
+the baseline's `settings.py`. An original's file is translated with the table `cfg/original.yml`: dotted key -> [what it
+is here, value when left out]. What it is here may be
 
 * a setting of ours, dotted where it is nested (`damsm.gamma1`);
 * an argument of main.py or of the run, with dashes (`--data`);
@@ -13,34 +14,73 @@ Where the value when left out is null, that of our `cfg/bird.yml` stays; so do s
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from easydict import EasyDict
+
+from vlm_plugin.files import whole
+from vlm_plugin.gans.config import Settings
+from vlm_plugin.gans.find import Baseline
 
 _PATHS = ("data", "text_encoder", "vlm", "generator", "sample_from")
 
 
-class Config(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """What an original's settings file says of the run itself; None for what it leaves out. Our files say nothing."""
+
+    data: str | None = None
+    """Folder of captioned pictures."""
+    text_encoder: str | None = None
+    """DAMSM's text encoder."""
+    vlm: str | None = None
+    """The matcher of the patch's lines, which switches the dual loss on there as well."""
+    generator: str | None = None
+    """Where to begin."""
+    sample_from: str | None = None
+    """What to draw with, without training."""
+    epochs: int | None = None
+    """Passes over the train split."""
+    seed: int | None = None
+    """Decides initial weights, order and noise."""
+    max_words: int | None = None
+    """Words kept of a caption."""
+    train: bool = True
+    """False evaluates what there is."""
+    discriminators: bool = True
+    """Take those from where it begins, too."""
+
+
+class SettingsFile(NamedTuple):
     """What a settings file decides."""
 
-    settings: EasyDict
-    """Complete settings of ours."""
-    arguments: dict[str, Any]
-    """What an original's file says of the run: any of `data`, `text_encoder`, `vlm`, `generator`, `sample_from`
-    (paths), `epochs`, `seed`, `max_words`, `train` and `discriminators` (bool). Empty for our own files."""
+    settings: Settings
+    """Complete settings, of the baseline's kind."""
+    original: Original
+    """What an original's file says of the run."""
 
 
-def read_config(path: Path, folder: Path) -> Config:
+class Origin(NamedTuple):
+    """What a generator was trained with."""
+
+    data: str | None = None
+    """Folder of captioned pictures; None for the synthetic birds, and where nothing says so."""
+    matcher: str | None = None
+    """The matcher or text encoder that conditioned it; None where nothing says so."""
+
+
+def read_config(path: Path, baseline: Baseline) -> SettingsFile:
     """Read a settings file, ours or an original's.
 
     Args:
         path: the file.
-        folder: the baseline's folder, with `cfg/synthetic.yml`, `cfg/bird.yml` and `cfg/original.yml`.
+        baseline: whose; in its folder lie `cfg/synthetic.yml`, `cfg/bird.yml` and `cfg/original.yml`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -49,40 +89,41 @@ def read_config(path: Path, folder: Path) -> Config:
     """
     if not path.is_file():
         raise FileNotFoundError(f"--cfg {path}: no such file")
-    content, known = _load(path), _load(folder / "cfg" / "synthetic.yml")
-    table = _load(folder / "cfg" / "original.yml")
+    cfg, settings_type = baseline.folder / "cfg", baseline.trainer.settings_type
+    content, known, table = _load(path), _load(cfg / "synthetic.yml"), _load(cfg / "original.yml")
     if _is_original(content, known, table):
-        return _translate(content, table, path, folder)
+        settings, original = _translate(content, table, path, _load(cfg / "bird.yml"))
+        return SettingsFile(settings_type.of(settings), original)
     _check_keys(content, known, path, "")
-    return Config(EasyDict(content), {})
+    return SettingsFile(settings_type.of(content), Original())
 
 
-def settings_of_run(run: Path, folder: Path) -> EasyDict:
+def settings_of_run(run: Path, baseline: Baseline) -> Settings:
     """The settings of an earlier run, for one that goes on from its generator: that draws already, so the loss begins
     at once.
 
     Args:
         run: the run's folder, with `options.json`.
-        folder: the baseline's folder.
+        baseline: whose.
 
     Raises:
         ValueError: the run's settings are not this baseline's, or of another release: the message names the key.
     """
     path = run / "options.json"
-    content = _load(path)
+    content = _read_options(path)
     settings = content.get("settings") if isinstance(content, dict) else None
-    _check_keys(settings, _load(folder / "cfg" / "synthetic.yml"), path, "")
-    settings["vlm"]["vlm_start"] = settings["vlm"]["vvm_start"] = 0
-    return EasyDict(settings)
+    _check_keys(settings, _load(baseline.folder / "cfg" / "synthetic.yml"), path, "")
+    found = baseline.trainer.settings_type.of(settings)
+    return dataclasses.replace(found, vlm=dataclasses.replace(found.vlm, vlm_start=0, vvm_start=0))
 
 
-def origin_of_run(run: Path | None) -> dict[str, str | None]:
-    """`data` (None: the synthetic birds) and `matcher` of an earlier run; nothing of what is no run's folder."""
+def origin_of_run(run: Path | None) -> Origin:
+    """What an earlier run's generator was trained with; nothing of what is no run's folder."""
     if run is None or not (run / "options.json").is_file():
-        return {}
-    content = _load(run / "options.json")
+        return Origin()
+    content = _read_options(run / "options.json")
     content = content if isinstance(content, dict) else {}
-    return {"data": content.get("data"), "matcher": content.get("vlm") or content.get("text_encoder")}
+    return Origin(content.get("data"), content.get("vlm") or content.get("text_encoder"))
 
 
 def _load(path: Path) -> object:
@@ -90,6 +131,11 @@ def _load(path: Path) -> object:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+
+
+def _read_options(path: Path) -> object:
+    with whole(path):
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _is_original(content: object, known: dict, table: dict) -> bool:
@@ -100,10 +146,12 @@ def _is_original(content: object, known: dict, table: dict) -> bool:
     return len(theirs & set(map(str, content))) > len(set(known) & set(map(str, content)))
 
 
-def _translate(content: dict, table: dict[str, list], path: Path, folder: Path) -> Config:
-    settings = EasyDict(_load(folder / "cfg" / "bird.yml"))
+def _translate(
+    content: dict, table: dict[str, list], path: Path, settings: dict[str, Any]
+) -> tuple[dict[str, Any], Original]:
+    """An original's settings put into ours of the same data, and what they say of the run."""
     given = dict(_flat(content, table, path, ""))
-    arguments: dict[str, Any] = {}
+    of_the_run: dict[str, Any] = {}
     for name, (target, default) in table.items():
         where, key = _place(settings, target)
         if where is not None and default is None:
@@ -121,11 +169,11 @@ def _translate(content: dict, table: dict[str, list], path: Path, folder: Path) 
         elif key is not None and name in given:
             if isinstance(value, int) and value < 0:
                 raise ValueError(f"{path}: {name}: expected a number from 0 up, got {value}")
-            arguments[key] = str(_find(path, value)) if key in _PATHS else value
-    return Config(settings, arguments)
+            of_the_run[key] = str(_find(path, value)) if key in _PATHS else value
+    return settings, Original(**of_the_run)
 
 
-def _place(settings: EasyDict, target: str | None) -> tuple[EasyDict | None, str | None]:
+def _place(settings: dict[str, Any], target: str | None) -> tuple[dict[str, Any] | None, str | None]:
     """Of a setting: the mapping that holds it, and its name there. Of an argument: None, and its name."""
     if target is None or target == "=":
         return None, None

@@ -4,74 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from easydict import EasyDict
 from torch import Tensor
 
-from vlm_plugin import VLM, distributed
-from vlm_plugin.data import BirdTruth, Record, Records
+from vlm_plugin import distributed
+from vlm_plugin.data import Record, Records
 from vlm_plugin.data.images import from_bytes, to_bytes
 from vlm_plugin.evaluation.captions import other_pictures, spread, usable_records
 from vlm_plugin.evaluation.examination import ATTENTION, Examination, choose_evaluator, keep_results
 from vlm_plugin.evaluation.painter import Painter
 from vlm_plugin.evaluation.table import Named
 from vlm_plugin.files import read_file, whole, write_file
-from vlm_plugin.gans.trainer import Trainer
+from vlm_plugin.gans.begin import Run
 from vlm_plugin.matcher.vocabulary import Vocabulary
 from vlm_plugin.report.sheets import attention_sheet, loss_curves, sample_sheet
 from vlm_plugin.training.run_folder import Log
-from vlm_plugin.training.skipped import LeftOut, open_records
+from vlm_plugin.training.skipped import open_records
 
 
 class Show:
     """The run's table and pictures, made from the test split at fixed noise by rank 0.
 
+    Args:
+        run: the run, as it stands before its next step.
+
     Attributes:
         records: the test pictures that they are made from.
+
+    Raises:
+        BadSampleError, OSError, ValueError: of what is wanted at the end, something is missing; the message names it.
     """
 
-    def __init__(
-        self,
-        run_folder: Path,
-        data: Path,
-        truth: BirdTruth | None,
-        matcher: VLM,
-        options: dict[str, Any],
-        settings: EasyDict,
-        trainer: Trainer,
-        left_out: LeftOut,
-    ) -> None:
-        self.folder, self.matcher, self.left_out, self._data = run_folder, matcher, left_out, data
-        self.skip_bad, self.size = options["skip_bad"], trainer.image_size
-        self._trainer = trainer
-        named = Named(Path(options["vlm"] or options["text_encoder"]).name, matcher)
+    def __init__(self, run: Run) -> None:
+        self.run, self.matcher, self.size = run, run.prepared.matcher, run.trainer.image_size
+        config, truth = run.config, run.prepared.truth
+        named = Named(Path(config.encoder).name, self.matcher)
         evaluator = choose_evaluator(None, truth, named)
-        evaluator.vlm.to(matcher.device)
+        evaluator.vlm.to(self.matcher.device)
         # Now and not at the end: a missing file should not cost a whole run.
-        test = self._open("test")
+        test, count = self._open("test"), config.settings.evaluated
         # A run of an earlier release goes on with the first ones, with which it began.
-        chosen = spread(test, settings.evaluated) if options.get("spread") else test[: settings.evaluated]
-        self.records = self._usable("test", chosen, matcher.vocabulary)
+        chosen = spread(test, count) if config.spread else test[:count]
+        self.records = self._usable("test", chosen, self.matcher.vocabulary)
         count = len(self.records)
         others = self._usable("train", other_pictures(self._open("train"), count, truth), None)
         if distributed.rank() == 0:
             self.examination = Examination(
-                data, self.records, others, self.size, evaluator, matcher=named,
-                trained_with=options["trained_with"], truth=truth, count=count,
+                run.prepared.data, self.records, others, self.size, evaluator, matcher=named,
+                trained_with=run.trained_with, truth=truth, count=count,
             )  # fmt: skip
         # What it drew before its first step is wanted at the end: a file that cannot be read is told of now.
         self._before()
         # The noise of one seed whatever the run's: runs of several seeds are compared at the same noise.
-        self.painter = Painter(trainer.sample, matcher, trainer.noise_dim)
+        self.painter = Painter(run.trainer.sample, self.matcher, run.trainer.noise_dim)
 
     def remember(self, name: str) -> None:
         """Keep the generator's present pictures, also across a kill."""
         if distributed.rank() == 0:
             drawn = torch.cat([to_bytes(batch) for batch in self._drawn()])
             shown = to_bytes(self.examination.draw_shown(self.painter))
-            write_file({"pictures": drawn, "shown": shown}, self.folder / f"{name}.pt")
+            write_file({"pictures": drawn, "shown": shown}, self.run.folder / f"{name}.pt")
 
     def grid(self, name: str, path: Path) -> None:
         """A captioned grid of the present generator at the fixed noise."""
@@ -88,24 +81,24 @@ class Show:
         print("\n" + examination.table.text_table() + "\n", flush=True)
         shown = {"before": from_bytes(before["shown"])} if before else {}
         shown["after"] = examination.draw_shown(self.painter)
-        self._sheet(self.folder / "samples.png", shown)
+        self._sheet(self.run.folder / "samples.png", shown)
         written = ["samples.png"]
-        if rows := Log.read(self.folder / "log.jsonl"):
-            loss_curves(self.folder / "curves.png", rows)
+        if rows := Log.read(self.run.folder / "log.jsonl"):
+            loss_curves(self.run.folder / "curves.png", rows)
             written.append("curves.png")
         if hasattr(self.matcher.image_encoder, "grid"):
-            self._attention(self.folder / "attention.png")
+            self._attention(self.run.folder / "attention.png")
             written.append("attention.png")
-        manifest = examination.manifest(self._trainer.average, truncation=None, ema=True)
+        manifest = examination.manifest(self.run.trainer.average, truncation=None, ema=True)
         album = examination.album(self.painter, shown, "after")
         # A resumed run may hold those of an evaluation that took longer than this.
-        keep_results(self.folder)
-        written = [*examination.write(self.folder, manifest, album), *written]
-        print(f"written to {self.folder}: {', '.join(written)}", flush=True)
+        keep_results(self.run.folder)
+        written = [*examination.write(self.run.folder, manifest, album), *written]
+        print(f"written to {self.run.folder}: {', '.join(written)}", flush=True)
 
     def _before(self) -> dict[str, Tensor]:
         """The bytes that `remember` kept so; empty where the file is gone, for the row is not worth the run."""
-        file = self.folder / "before.pt"
+        file = self.run.folder / "before.pt"
         if not file.is_file():
             return {}
         content = read_file(file, "file of pictures, which may be deleted, and the row with it")
@@ -113,16 +106,16 @@ class Show:
             return {name: content[name] for name in ("pictures", "shown")}
 
     def _open(self, split: str) -> Records:
-        records, lost = open_records(self._data, split, self.skip_bad)
-        self.left_out.add(lost)
+        records, lost = open_records(self.run.prepared.data, split, self.run.config.skip_bad)
+        self.run.left_out.add(lost)
         return records
 
     def _usable(self, split: str, records: Sequence[Record], vocabulary: Vocabulary | None) -> list[Record]:
         """The records with a readable picture and a caption that says something; others are an error, or skipped."""
-        usable, skipped = usable_records(records, self.size, self.skip_bad, vocabulary)
+        usable, skipped = usable_records(records, self.size, self.run.config.skip_bad, vocabulary)
         if skipped and distributed.rank() == 0:
             print(f"left out {len(skipped)} of {len(records)} pictures of the {split} split", flush=True)
-        self.left_out.add(skipped)
+        self.run.left_out.add(skipped)
         return usable
 
     def _drawn(self) -> Iterator[Tensor]:
