@@ -19,7 +19,7 @@ from vlm_plugin.data.birds.captions import said_by
 from vlm_plugin.files import ASSETS, check_writable, read_checkpoint, write_file
 from vlm_plugin.training.device import autocast, choose_device, choose_precision
 from vlm_plugin.training.ranks import progress
-from vlm_plugin.training.stream import check_seed, endless_batches, mix
+from vlm_plugin.training.stream import Stream, check_seed, endless_batches, mix
 
 _FORMAT = "vlm_plugin.Judge"
 PACKAGED = ASSETS / "birds.judge.pt"
@@ -147,7 +147,7 @@ def train_judge(
     steps = epochs * max(len(images) // batch, 1)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    batches = endless_batches(images, batch, seed, collate, device=place)
+    batches = endless_batches(Stream(images, seed), batch, collate, device=place)
     bar = progress(range(steps), desc="judge")
     judge.train()
     for step in bar:

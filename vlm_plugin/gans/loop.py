@@ -20,7 +20,7 @@ from vlm_plugin.gans.trainer import Trainer
 from vlm_plugin.training.ranks import from_all_ranks, leave_ranks, on_any_rank, progress
 from vlm_plugin.training.run_folder import Log, StopSignal
 from vlm_plugin.training.skipped import LeftOut
-from vlm_plugin.training.stream import endless_batches, mix
+from vlm_plugin.training.stream import Stream, endless_batches, mix
 
 
 def ramp(step: int, start: int, length: int) -> float:
@@ -57,8 +57,8 @@ def train_steps(
     skip_bad = options["skip_bad"]
     images = CaptionedImages(records, trainer.image_size, train=True, vocabulary=matcher.vocabulary)
     batches = endless_batches(
-        images, settings.batch, seed, Collate(matcher.vocabulary, matcher.max_words),
-        first_step=first, device=device, workers=settings.workers, skip_bad=skip_bad,
+        Stream(images, seed, skip_bad), settings.batch, Collate(matcher.vocabulary, matcher.max_words),
+        first_step=first, device=device, workers=settings.workers,
     )  # fmt: skip
     log = Log(run_folder / "log.jsonl", first)
     bar = progress(range(first, steps), initial=first, total=steps)
