@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -19,6 +21,7 @@ from PIL import Image, ImageChops
 
 from vlm_plugin import VLM, Vocabulary
 from vlm_plugin.baselines.dfgan.trainer import DFGAN
+from vlm_plugin.cli.evaluate import add_arguments
 from vlm_plugin.cli.main import main
 from vlm_plugin.data import CaptionedImages, open_split
 from vlm_plugin.data.images import as_written, from_bytes, to_bytes, to_image
@@ -29,7 +32,7 @@ from vlm_plugin.evaluation.judge import Judge
 from vlm_plugin.evaluation.painter import Painter
 from vlm_plugin.evaluation.scorers import choose_evaluator
 from vlm_plugin.evaluation.split import Split
-from vlm_plugin.gans.evaluate import evaluate
+from vlm_plugin.gans.evaluate import EvaluateSettings, evaluate
 from vlm_plugin.gans.find import find_networks
 from vlm_plugin.gans.run import run as train
 from vlm_plugin.matcher.choose import load_matcher
@@ -455,6 +458,14 @@ def test_a_command_of_its_own_process_finds_the_baselines(run: Path, tmp_path: P
     done = subprocess.run(words, capture_output=True, text=True, cwd=tiny.ROOT, check=False)
     assert done.returncode == 2
     assert "count: expected at least 1, got 0" in done.stderr
+
+
+def test_the_command_line_has_every_setting_with_its_default() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    given = vars(parser.parse_args(["RUN"]))
+    settings = {field.name: field.default for field in dataclasses.fields(EvaluateSettings)}
+    assert given == settings | {"source": Path("RUN")}
 
 
 def test_birds_are_drawn_for_the_packaged_text_encoder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import dataclasses
 import os
 import pickle
 import shutil
@@ -27,6 +29,7 @@ from vlm_plugin import (
     Vocabulary,
 )
 from vlm_plugin.cli.main import main
+from vlm_plugin.cli.pretrain import add_arguments
 from vlm_plugin.data import BirdTruth, CaptionedImages, collate, make_birds, open_split
 from vlm_plugin.data.birds.captions import read_caption
 from vlm_plugin.data.dataset import Batch, Sample
@@ -44,7 +47,7 @@ from vlm_plugin.pretraining.losses import (
 )
 from vlm_plugin.pretraining.pairs import Pairs, collate_pairs
 from vlm_plugin.pretraining.pretrain import pretrain
-from vlm_plugin.pretraining.settings import DEFAULTS
+from vlm_plugin.pretraining.settings import DEFAULTS, PretrainSettings, filled_in
 from vlm_plugin.pretraining.start import new_matcher, train_mode
 
 CPU = torch.device("cpu")
@@ -722,6 +725,24 @@ def test_pictures_that_are_no_birds(tmp_path: Path, classes: bool, capsys: pytes
     assert VLM.load(tmp_path / "m.vlm.pt").fingerprint == vlm.fingerprint
     # float16 in the file, and the scorer's fingerprints are those of what the file holds.
     assert vlm.scorer.encoder_fingerprints == vlm._encoder_fingerprints()
+
+
+def test_the_command_line_has_every_setting_with_its_default() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    given = vars(parser.parse_args(["--data", "birds", "--out", "m.vlm.pt"]))
+    settings = {field.name: field.default for field in dataclasses.fields(PretrainSettings)}
+    # The encoder left out is something else than the encoder given.
+    assert given == {name: value for name, value in settings.items() if name != "encoder"} | {
+        "data": Path("birds"),
+        "out": Path("m.vlm.pt"),
+    }
+    assert filled_in(PretrainSettings(encoder="inception", embed_dim=8)) == PretrainSettings(
+        encoder="inception", embed_dim=8, image_size=256, learning_rate=2e-4
+    )
+    assert filled_in(PretrainSettings()).encoder == "conv"
+    with pytest.raises(TypeError, match="epoch"):
+        pretrain("birds", "m.vlm.pt", epoch=3)
 
 
 @pytest.mark.parametrize(

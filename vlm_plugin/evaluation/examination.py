@@ -1,4 +1,4 @@
-"""One evaluation of a generator: what it draws, what is computed, and what is written."""
+"""One evaluation of a generator: its captions, its table, its manifest, and what a report shows of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vlm_plugin.report.report import write_report
 from vlm_plugin.training.run_folder import versions
 
 # What a report shows: captions, pictures of each, and captions with what the matcher looks at.
-SHOWN, PER_CAPTION, ATTENTION = 8, 4, 3
+CAPTIONS_SHOWN, PER_CAPTION, ATTENTION = 8, 4, 3
 RESIZE = "shorter side to 76/64 of the size, bilinear and antialiased (PIL), centre crop"
 
 
@@ -82,7 +82,8 @@ class Examination:
             note = f"{len(split.lost)} of the split's pictures are left out, as they cannot be read"
             self.table.notes.append(f"{note} (the first: {split.lost[0]})")
         # Spread over the evaluated captions: neighbours are often of one class.
-        self.shown = list(range(0, len(self._once), max(len(self._once) // SHOWN, 1)))[:SHOWN]
+        step = max(len(self._once) // CAPTIONS_SHOWN, 1)
+        self.shown = list(range(0, len(self._once), step))[:CAPTIONS_SHOWN]
 
     @property
     def captions(self) -> list[str]:

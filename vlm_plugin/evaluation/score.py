@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vlm_plugin.data.captions import counted, natural_key, read_captions
 from vlm_plugin.data.images import central_square, load_image
+from vlm_plugin.evaluation.measure import FOLDS
 from vlm_plugin.features import Features
 from vlm_plugin.files import check_writable, write_text
 from vlm_plugin.matcher.choose import load_matcher, unknown_words
@@ -28,7 +29,6 @@ from vlm_plugin.training.device import choose_device
 from vlm_plugin.training.ranks import progress
 
 COLUMNS = ("file_name", "caption", "vlms", "local", "global", "general", "missed")
-FOLDS = 10  # equal parts of the pictures that the spread is of
 # A word's cosine is compared with those in so many pictures; with fewer than three there are no two others.
 _COMPARED, _FEWEST_COMPARED = 32, 3
 # Cosines of one picture in two batches differ by rounding, far below this.
