@@ -83,7 +83,7 @@ def test_an_unfinished_pretraining_goes_on(
     release: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "vlm_plugin.pretraining.pretrain.build_image_encoder", lambda name, embed_dim: ConvEncoder(embed_dim, width=2)
+        "vlm_plugin.pretraining.start.build_image_encoder", lambda name, embed_dim: ConvEncoder(embed_dim, width=2)
     )
     options = {"epochs": 2, "batch": 8, "embed_dim": 4, "image_size": 32, "device": "cpu", "precision": "float32"}
     again = pretrain(tiny.birds(), release / "unfinished.vlm.pt", **options)

@@ -39,7 +39,7 @@ from vlm_plugin.files import write_json
 from vlm_plugin.matcher.choose import PACKAGED, load_matcher
 from vlm_plugin.training.ranks import progress
 from vlm_plugin.training.run_folder import versions
-from vlm_plugin.training.stream import endless_batches
+from vlm_plugin.training.stream import Stream, endless_batches
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "baselines" / "dfgan"
@@ -71,11 +71,11 @@ class Bench:
             open_split(make_birds(BIRDS_FOLDER, **BIRDS), "train"), self.trainer.image_size, train=True,
             vocabulary=matcher.vocabulary,
         )  # fmt: skip
-        stream = endless_batches(
-            images, settings.batch, 0, Collate(matcher.vocabulary, matcher.max_words), first_step=0,
-            device=self.trainer.device, workers=0, skip_bad=False,
+        found = endless_batches(
+            Stream(images, 0), settings.batch, Collate(matcher.vocabulary, matcher.max_words),
+            device=self.trainer.device, workers=0,
         )  # fmt: skip
-        self.batches = list(itertools.islice(stream, batches))
+        self.batches = list(itertools.islice(found, batches))
         self.texts = [matcher.encode_tokens(batch.tokens, batch.lengths) for batch in self.batches]
         self.losses = {"DAMSM": DAMSMLoss(matcher, settings), "feature matching": FeatureMatching(matcher, settings)}
 

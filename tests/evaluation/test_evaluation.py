@@ -16,9 +16,10 @@ from vlm_plugin import VLM
 from vlm_plugin.data import BirdTruth, Record, open_split, true_pairs
 from vlm_plugin.data.birds.captions import said_by
 from vlm_plugin.evaluation.captions import Subject, items, subject
-from vlm_plugin.evaluation.distances import NO_INCEPTION, Inception, frechet_distance, inception_numbers
+from vlm_plugin.evaluation.distances import Inception, frechet_distance, inception_numbers
 from vlm_plugin.evaluation.judge import Judge, attribute_accuracy
-from vlm_plugin.evaluation.table import Named, Table
+from vlm_plugin.evaluation.scorers import Named, Scorers
+from vlm_plugin.evaluation.table import NO_INCEPTION, Table
 from vlm_plugin.matcher.choose import marks
 from vlm_plugin.metrics.base import mean_and_spread
 
@@ -117,7 +118,7 @@ def table(trained_with: str | None = None, judge: bool = True, scorer: bool = Tr
     trained_with = matcher.vlm.fingerprint if trained_with == "matcher" else trained_with
     trained_with = () if trained_with is None else [trained_with]
     judging = Judge.load(tiny.judge()) if judge else None
-    return Table(about, batches(drawn(2)), evaluator, matcher, trained_with, judging)
+    return Table(about, batches(drawn(2)), Scorers(evaluator, matcher, trained_with, judging))
 
 
 def drawn(seed: int) -> Tensor:
@@ -182,7 +183,8 @@ def of_classes(classes: list[int | None]) -> Table:
     """A table of as many pictures, scored."""
     records = [Record(str(i), Path(str(i)), (f"a {i} bird",), c, None) for i, c in enumerate(classes)]
     evaluator = Named("other.vlm.pt", tiny.build_matcher(seed=9))
-    result = Table(subject(records, items([1] * len(classes)), None), batches(drawn(2)[: len(classes)]), evaluator)
+    about = subject(records, items([1] * len(classes)), None)
+    result = Table(about, batches(drawn(2)[: len(classes)]), Scorers(evaluator))
     result.add("after", batches(drawn(3)[: len(classes)]))
     return result
 
@@ -197,8 +199,8 @@ def test_the_column_says_of_how_many_captions_the_own_one_is_first(classes: list
 def test_of_enough_captions_the_own_one_is_first_of_a_hundred() -> None:
     records = [Record(str(i), Path(str(i)), (f"a {i} bird",), None, None) for i in range(100)]
     about = subject(records, items([1] * 100), None)
-    evaluator = Named("other.vlm.pt", tiny.build_matcher(seed=9))
-    assert Table(about, batches(drawn(2)), evaluator).columns["r_precision"].what == "own caption first of 100"
+    result = Table(about, batches(drawn(2)), Scorers(Named("other.vlm.pt", tiny.build_matcher(seed=9))))
+    assert result.columns["r_precision"].what == "own caption first of 100"
 
 
 def test_without_wrong_captions_there_is_no_r_precision() -> None:
@@ -245,14 +247,15 @@ def test_a_matcher_that_sees_with_the_trainers_eyes_is_circular_too() -> None:
     assert trained.fingerprint != judging.fingerprint
     blind.text_encoder.load_state_dict(trained.text_encoder.state_dict())
     for taught in ({trained.fingerprint}, marks(trained)):
-        result = Table(about, batches(drawn(2)), Named("judge", judging), Named("trained", trained), taught)
+        scorers = Scorers(Named("judge", judging), Named("trained", trained), taught)
+        result = Table(about, batches(drawn(2)), scorers)
         assert {name for name, column in result.columns.items() if column.circular} == set(result.columns)
     # Without the matcher beside it, by what later notes say.
-    assert (
-        Table(about, batches(drawn(2)), Named("judge", judging), None, marks(trained)).columns["r_precision"].circular
-    )
+    result = Table(about, batches(drawn(2)), Scorers(Named("judge", judging), trained_with=marks(trained)))
+    assert result.columns["r_precision"].circular
     # Who shares the text encoder alone sees for itself.
-    assert not Table(about, batches(drawn(2)), Named("other", blind), None, marks(trained)).columns["vlms"].circular
+    result = Table(about, batches(drawn(2)), Scorers(Named("other", blind), trained_with=marks(trained)))
+    assert not result.columns["vlms"].circular
 
 
 def test_a_matcher_without_scorer_has_no_vlms() -> None:

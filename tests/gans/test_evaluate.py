@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -19,18 +21,20 @@ from PIL import Image, ImageChops
 
 from vlm_plugin import VLM, Vocabulary
 from vlm_plugin.baselines.dfgan.trainer import DFGAN
+from vlm_plugin.cli.evaluate import add_arguments
 from vlm_plugin.cli.main import main
 from vlm_plugin.data import CaptionedImages, open_split
 from vlm_plugin.data.images import as_written, from_bytes, to_bytes, to_image
 from vlm_plugin.evaluation.captions import spread, with_known_words
 from vlm_plugin.evaluation.distances import frechet_distance
-from vlm_plugin.evaluation.examination import choose_evaluator
+from vlm_plugin.evaluation.examination import Examination
 from vlm_plugin.evaluation.judge import Judge
 from vlm_plugin.evaluation.painter import Painter
-from vlm_plugin.gans import evaluate as evaluate_module
-from vlm_plugin.gans import run as run_module
-from vlm_plugin.gans.evaluate import evaluate
+from vlm_plugin.evaluation.scorers import choose_evaluator
+from vlm_plugin.evaluation.split import Split
+from vlm_plugin.gans.evaluate import EvaluateSettings, evaluate
 from vlm_plugin.gans.find import find_networks
+from vlm_plugin.gans.run import run as train
 from vlm_plugin.matcher.choose import load_matcher
 from vlm_plugin.matcher.identity import fingerprint
 from vlm_plugin.report.album import extremes, word_maps
@@ -55,13 +59,13 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--device",
             "cpu",
         ]
-        return run_module.run("dfgan", tiny.ROOT / "baselines" / "dfgan", DFGAN, list(map(str, words)))
+        return train("dfgan", tiny.ROOT / "baselines" / "dfgan", DFGAN, list(map(str, words)))
 
 
 def use_tiny(patch: pytest.MonkeyPatch) -> None:
     judge = Judge.load(tiny.judge())
     patch.setattr(Judge, "load", classmethod(lambda cls: judge))
-    patch.setattr("vlm_plugin.evaluation.examination.EVALUATOR", tiny.evaluator())
+    patch.setattr("vlm_plugin.evaluation.scorers.EVALUATOR", tiny.evaluator())
 
 
 @pytest.fixture(autouse=True)
@@ -268,9 +272,9 @@ def test_earlier_pictures_are_kept_with_their_numbers(run: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-@pytest.mark.parametrize("place", ["Painter.all", "Painter.some", "Examination.manifest"])
+@pytest.mark.parametrize(("owner", "method"), [(Painter, "all"), (Painter, "some"), (Examination, "manifest")])
 def test_what_ends_too_early_leaves_the_earlier_results_as_they_are(
-    run: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: type[BaseException]
+    run: Path, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, error: type[BaseException]
 ) -> None:
     evaluate(run, count=4, pictures=True, device="cpu")
     before = contents(run)
@@ -283,8 +287,7 @@ def test_what_ends_too_early_leaves_the_earlier_results_as_they_are(
         raise error
 
     with monkeypatch.context() as patch:
-        owner, _, method = place.partition(".")
-        patch.setattr(getattr(evaluate_module, owner), method, draw_some if method == "all" else stop)
+        patch.setattr(owner, method, draw_some if method == "all" else stop)
         with pytest.raises(error):
             evaluate(run, count=5, pictures=True, device="cpu")
     assert contents(run) == before
@@ -332,7 +335,7 @@ def test_results_elsewhere_show_the_run_as_well(run: Path, tmp_path: Path) -> No
 def test_without_a_place_for_results_nothing_is_scored(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlm_plugin.evaluation.examination.Examination", None)
+    monkeypatch.setattr("vlm_plugin.gans.evaluate.Examination", None)
     (tmp_path / "file").write_text("no folder")
     (run / "evaluation.json.part").mkdir()
     for out, there in ((None, run), (tmp_path / "file" / "ev", tmp_path / "file" / "ev")):
@@ -381,7 +384,7 @@ def test_a_run_says_how_to_name_what_has_moved(tmp_path: Path) -> None:
     )
     cfg = tiny.config(tmp_path / "tiny.yml", steps=1)
     given = ("--data", data, "--text-encoder", matcher, "--out", tmp_path / "runs", "--cfg", cfg, "--device", "cpu")
-    run = run_module.run("dfgan", tiny.ROOT / "baselines" / "dfgan", DFGAN, list(map(str, given)))
+    run = train("dfgan", tiny.ROOT / "baselines" / "dfgan", DFGAN, list(map(str, given)))
     data.rename(tmp_path / "moved")
     message = rf"^{data}: expected a data folder, found no such folder; {run}/options.json names {data}: say where it "
     with pytest.raises(FileNotFoundError, match=message + r"lies now with --data DIR$"):
@@ -436,13 +439,14 @@ def test_pictures_in_the_order_of_their_classes(run: Path, tmp_path: Path) -> No
             (data / split / f"{number:02d}.txt").write_text(record.captions[0], encoding="utf-8")
     seen: list[tuple[list[str], list[str]]] = []
 
-    class Seen(evaluate_module.Examination):
-        def __init__(self, data: Path, records: list, others: list, *rest: object, **options: object) -> None:
-            super().__init__(data, records, others, *rest, **options)
-            seen.append(([records[item.record].key for item in self.items], [record.key for record in others]))
+    class Seen(Examination):
+        def __init__(self, split: Split, *rest: object, **options: object) -> None:
+            super().__init__(split, *rest, **options)
+            chosen = [split.records[item.record].key for item in self.items]
+            seen.append((chosen, [record.key for record in split.others]))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlm_plugin.evaluation.examination.Examination", Seen)
+        patch.setattr("vlm_plugin.gans.evaluate.Examination", Seen)
         evaluate(run, data, count=5, device="cpu", out=tmp_path / "there")
     ((chosen, others),) = seen
     assert [int(Path(key).stem) for key in chosen] == [0, 4, 8, 12, 16]
@@ -454,6 +458,14 @@ def test_a_command_of_its_own_process_finds_the_baselines(run: Path, tmp_path: P
     done = subprocess.run(words, capture_output=True, text=True, cwd=tiny.ROOT, check=False)
     assert done.returncode == 2
     assert "count: expected at least 1, got 0" in done.stderr
+
+
+def test_the_command_line_has_every_setting_with_its_default() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    given = vars(parser.parse_args(["RUN"]))
+    settings = {field.name: field.default for field in dataclasses.fields(EvaluateSettings)}
+    assert given == settings | {"source": Path("RUN")}
 
 
 def test_birds_are_drawn_for_the_packaged_text_encoder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

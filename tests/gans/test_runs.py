@@ -87,7 +87,7 @@ def folder_of(name: str) -> Path:
 def use_tiny_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     judge = Judge.load(tiny.judge())
     monkeypatch.setattr(Judge, "load", classmethod(lambda cls: judge))
-    monkeypatch.setattr("vlm_plugin.evaluation.examination.EVALUATOR", tiny.evaluator())
+    monkeypatch.setattr("vlm_plugin.evaluation.scorers.EVALUATOR", tiny.evaluator())
 
 
 def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

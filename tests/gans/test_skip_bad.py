@@ -23,9 +23,9 @@ from vlm_plugin.data.records import BadSampleError
 from vlm_plugin.gans import run as run_module
 from vlm_plugin.gans.evaluate import evaluate
 from vlm_plugin.gans.export import export
-from vlm_plugin.pretraining import pretrain as pretrain_module
 from vlm_plugin.pretraining.evaluator import Evaluator
 from vlm_plugin.pretraining.pairs import Pairs, collate_pairs
+from vlm_plugin.pretraining.pretrain import pretrain
 from vlm_plugin.training.run_folder import Log
 from vlm_plugin.training.skipped import open_records
 
@@ -39,7 +39,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("sample_sheet", "loss_curves", "attention_sheet"):
         monkeypatch.setattr(f"vlm_plugin.gans.show.{name}", lambda path, *_: path.write_bytes(b""))
     monkeypatch.setattr(
-        "vlm_plugin.pretraining.pretrain.build_image_encoder", lambda name, embed_dim: ConvEncoder(embed_dim, width=2)
+        "vlm_plugin.pretraining.start.build_image_encoder", lambda name, embed_dim: ConvEncoder(embed_dim, width=2)
     )
 
 
@@ -406,7 +406,7 @@ def test_pretraining_stops_in_one_line(
     assert f"vlm-plugin pretrain: {where}: expected a " in line
     assert line.endswith(HINT)
     with pytest.raises(BadSampleError, match="expected a"):
-        pretrain_module.pretrain(data, tmp_path / "m.vlm.pt", **OPTIONS)
+        pretrain(data, tmp_path / "m.vlm.pt", **OPTIONS)
 
 
 def test_pretraining_leaves_out_counts_and_lists(
@@ -435,7 +435,7 @@ def test_interrupted_pretraining_keeps_leaving_out(
 ) -> None:
     truncate(data, "train", 5)
     say_nothing(data, "validation", 7)
-    whole = pretrain_module.pretrain(data, tmp_path / "whole.vlm.pt", **OPTIONS, skip_bad=True)
+    whole = pretrain(data, tmp_path / "whole.vlm.pt", **OPTIONS, skip_bad=True)
     out, original, calls = tmp_path / "cut.vlm.pt", Evaluator.__call__, []
 
     def evaluate(self: Evaluator, vlm: VLM) -> dict[str, float]:
@@ -447,13 +447,13 @@ def test_interrupted_pretraining_keeps_leaving_out(
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "__call__", evaluate)
         with pytest.raises(RuntimeError, match="interrupted"):
-            pretrain_module.pretrain(data, out, **OPTIONS, skip_bad=True)
+            pretrain(data, out, **OPTIONS, skip_bad=True)
     state = torch.load(out.with_name("cut.vlm.pt.state"), weights_only=True)
     assert state["skip_bad"] is True
     listed = out.with_name("cut.vlm.pt.skipped.txt")
     with listed.open("a", encoding="utf-8") as file:
         file.write("~somewhere/else.jpg\n")
-    resumed = pretrain_module.pretrain(data, out, **OPTIONS, skip_bad=flag)
+    resumed = pretrain(data, out, **OPTIONS, skip_bad=flag)
     assert resumed.fingerprint == whole.fingerprint
     assert lines(listed) == [*lines(tmp_path / "whole.vlm.pt.skipped.txt"), "~somewhere/else.jpg"]
 
@@ -479,7 +479,7 @@ def test_held_out_words_are_known(data: Path, tmp_path: Path) -> None:
     for split, word in (("train", "teapot"), ("validation", "accordion"), ("test", "trombone")):
         key = open_split(data, split)[0].key
         (data / "text" / f"{key}.txt").write_text(f"{word}\n", encoding="utf-8")
-    vlm = pretrain_module.pretrain(data, tmp_path / "m.vlm.pt", **{**OPTIONS, "epochs": 1})
+    vlm = pretrain(data, tmp_path / "m.vlm.pt", **{**OPTIONS, "epochs": 1})
     assert [word in vlm.vocabulary for word in ("teapot", "accordion", "trombone")] == [True, True, False]
 
 

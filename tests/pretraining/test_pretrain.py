@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import dataclasses
 import os
 import pickle
 import shutil
@@ -27,16 +29,26 @@ from vlm_plugin import (
     Vocabulary,
 )
 from vlm_plugin.cli.main import main
+from vlm_plugin.cli.pretrain import add_arguments
 from vlm_plugin.data import BirdTruth, CaptionedImages, collate, make_birds, open_split
 from vlm_plugin.data.birds.captions import read_caption
 from vlm_plugin.data.dataset import Batch, Sample
 from vlm_plugin.files import not_finite, write_file
 from vlm_plugin.matching import global_scores, local_scores
-from vlm_plugin.pretraining import losses as losses_module
 from vlm_plugin.pretraining.evaluator import Evaluator
-from vlm_plugin.pretraining.losses import Losses, _hard_negatives, pretraining_losses, rows_of, step_losses
+from vlm_plugin.pretraining.losses import (
+    EncodedPairs,
+    Excluded,
+    Losses,
+    hard_negatives,
+    pretraining_losses,
+    rows_of,
+    step_losses,
+)
 from vlm_plugin.pretraining.pairs import Pairs, collate_pairs
-from vlm_plugin.pretraining.pretrain import DEFAULTS, _new_vlm, _train_mode, pretrain
+from vlm_plugin.pretraining.pretrain import pretrain
+from vlm_plugin.pretraining.settings import DEFAULTS, PretrainSettings, filled_in
+from vlm_plugin.pretraining.start import new_matcher, train_mode
 
 CPU = torch.device("cpu")
 
@@ -149,14 +161,11 @@ def expected_losses(example: Example, seed: int, with_swapped: bool = True) -> d
 def our_losses(
     example: Example, seed: int, with_swapped: bool = True, scorer: bool = True, encoders_train: bool = True
 ) -> Losses:
+    swapped = example.swapped if with_swapped else None
     return pretraining_losses(
-        example.image,
-        example.caption,
-        example.swapped if with_swapped else None,
-        example.positive,
+        EncodedPairs(example.image, example.caption, swapped, example.positive),
+        Excluded(example.true_captions, example.same_group),
         example.scorer if scorer else None,
-        example.true_captions,
-        example.same_group,
         torch.Generator().manual_seed(seed),
         encoders_train,
     )
@@ -223,7 +232,7 @@ def test_what_is_true_is_no_negative_wherever_it_moves() -> None:
         assert not torch.allclose(before[name], competing[name]), name
 
 
-def test_hard_negatives_are_never_excluded_ones() -> None:
+def testhard_negatives_are_never_excluded_ones() -> None:
     torch.manual_seed(0)
     scores = torch.rand(6, 6) * 2 - 1
     excluded = torch.rand(6, 6) < 0.4
@@ -232,7 +241,7 @@ def test_hard_negatives_are_never_excluded_ones() -> None:
     generator = torch.Generator().manual_seed(0)
     counts = torch.zeros(6, 6)
     for _ in range(1500):
-        columns, valid = _hard_negatives(scores, excluded, generator)
+        columns, valid = hard_negatives(scores, excluded, generator)
         assert valid.tolist() == [True, True, True, True, False, True]
         counts[torch.arange(6), columns] += 1
     counts, forbidden = counts[valid], (excluded | torch.eye(6, dtype=torch.bool))[valid]
@@ -262,7 +271,7 @@ def test_a_positive_under_another_id_is_not_its_own_negative() -> None:
     example.positive = Features(*(part[:3].clone() for part in example.image))  # by far the hardest candidates
     for seed in range(20):
         scores = global_scores(example.positive, example.positive)
-        columns, _ = _hard_negatives(scores, example.same_group, torch.Generator().manual_seed(seed))
+        columns, _ = hard_negatives(scores, example.same_group, torch.Generator().manual_seed(seed))
         assert all(column != row for row, column in enumerate(columns.tolist()))
 
 
@@ -351,7 +360,7 @@ def test_pictures_of_the_held_out_split_are_loaded_and_let_go(monkeypatch: pytes
         return batch
 
     monkeypatch.setattr(CaptionedImages, "__getitem__", watched)
-    monkeypatch.setattr("vlm_plugin.pretraining.pretrain.collate", stacked)
+    monkeypatch.setattr("vlm_plugin.pretraining.evaluator.collate", stacked)
     records = open_split(tiny.birds(), "train")[:32]
     evaluator = Evaluator(records, 16, BirdTruth(tiny.birds()), CPU)
     order = torch.randperm(32, generator=torch.Generator().manual_seed(0)).tolist()
@@ -447,7 +456,7 @@ RUN = {"epochs": 3, "batch": 13, "embed_dim": 8, "image_size": 32, "device": "cp
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small encoder at a sixteenth of its width."""
     monkeypatch.setattr(
-        "vlm_plugin.pretraining.pretrain.build_image_encoder", lambda name, embed_dim: ConvEncoder(embed_dim, width=2)
+        "vlm_plugin.pretraining.start.build_image_encoder", lambda name, embed_dim: ConvEncoder(embed_dim, width=2)
     )
 
 
@@ -484,7 +493,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     # The file has the best epoch's weights; those of the last epoch are in the state, which goes when a run is done.
     states, save = [], write_file
     monkeypatch.setattr(
-        "vlm_plugin.pretraining.pretrain.write_file", lambda c, p: (states.append(copy.deepcopy(c)), save(c, p))
+        "vlm_plugin.pretraining.resume.write_file", lambda c, p: (states.append(copy.deepcopy(c)), save(c, p))
     )
     whole = pretrain(tiny.birds(), tmp_path / "new" / "whole.vlm.pt", **RUN)
     last = states[-1]
@@ -522,18 +531,18 @@ def test_a_training_that_breaks_down_ends_there_and_keeps_its_files(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a step whose losses are shown, the first of epoch 2, or in the weights that its last step leaves."""
-    out, steps, original = tmp_path / "a.vlm.pt", [], losses_module.step_losses
+    out, steps = tmp_path / "a.vlm.pt", []
 
-    def step_losses(vlm: VLM, *arguments: object) -> Losses:
+    def breaking(vlm: VLM, *arguments: object) -> Losses:
         steps.append(None)
-        losses = original(vlm, *arguments)
+        losses = step_losses(vlm, *arguments)
         if where == "vlm_global" and len(steps) == 4:
             losses.terms["vlm_global"] = torch.tensor(float("nan"))
         if where == "image_encoder" and len(steps) == 6:
             return losses._replace(total=losses.total * float("nan"))
         return losses
 
-    monkeypatch.setattr("vlm_plugin.pretraining.pretrain.step_losses", step_losses)
+    monkeypatch.setattr("vlm_plugin.pretraining.pretrain.step_losses", breaking)
     message = (
         rf"epoch 2: .*NaN or infinity in {where}.*{out.name}\.state stays as it was after epoch 1; .*--learning-rate"
     )
@@ -560,7 +569,7 @@ def test_a_kill_between_matcher_and_state_loses_nothing(tmp_path: Path, monkeypa
     for killed in (True, False):
         with monkeypatch.context() as patch:
             if killed:
-                patch.setattr("vlm_plugin.pretraining.pretrain.write_file", die)
+                patch.setattr("vlm_plugin.pretraining.resume.write_file", die)
                 with pytest.raises(KeyboardInterrupt):
                     pretrain(tiny.birds(), out, **options)
             else:
@@ -603,7 +612,7 @@ def test_a_finished_matcher_is_left_alone_and_anything_else_refused(
 def test_without_a_place_for_the_matcher_nothing_trains(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vlm_plugin.pretraining.evaluator.Evaluator", None)
+    monkeypatch.setattr("vlm_plugin.pretraining.pretrain.Evaluator", None)
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "taken.vlm.pt.part").mkdir()
     words = ["--data", tiny.birds(), "--out", tmp_path / where, "--device", "cpu"]
@@ -621,7 +630,7 @@ def test_a_kill_before_the_first_state_begins_anew(tmp_path: Path, monkeypatch: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("vlm_plugin.pretraining.pretrain.write_file", die)
+        patch.setattr("vlm_plugin.pretraining.resume.write_file", die)
         with pytest.raises(KeyboardInterrupt):
             pretrain(tiny.birds(), out, **RUN)
     assert VLM.load(out).notes["pretraining"]["epochs_done"] == 1
@@ -665,7 +674,7 @@ def test_ctrl_c_is_one_line_that_says_what_is_kept(
     assert "Traceback" not in error
     assert main(words) == 0
     assert ("resuming after epoch 1 of 2" in capsys.readouterr().out) == (epoch == 2)
-    monkeypatch.setattr("vlm_plugin.pretraining.pretrain.open_records", interrupt)
+    monkeypatch.setattr("vlm_plugin.pretraining.start.open_records", interrupt)
     assert main(words) == 130
     assert capsys.readouterr().err == f"vlm-plugin pretrain: interrupted; {tmp_path / 'a.vlm.pt'} stays as it is\n"
 
@@ -716,6 +725,24 @@ def test_pictures_that_are_no_birds(tmp_path: Path, classes: bool, capsys: pytes
     assert VLM.load(tmp_path / "m.vlm.pt").fingerprint == vlm.fingerprint
     # float16 in the file, and the scorer's fingerprints are those of what the file holds.
     assert vlm.scorer.encoder_fingerprints == vlm._encoder_fingerprints()
+
+
+def test_the_command_line_has_every_setting_with_its_default() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    given = vars(parser.parse_args(["--data", "birds", "--out", "m.vlm.pt"]))
+    settings = {field.name: field.default for field in dataclasses.fields(PretrainSettings)}
+    # The encoder left out is something else than the encoder given.
+    assert given == {name: value for name, value in settings.items() if name != "encoder"} | {
+        "data": Path("birds"),
+        "out": Path("m.vlm.pt"),
+    }
+    assert filled_in(PretrainSettings(encoder="inception", embed_dim=8)) == PretrainSettings(
+        encoder="inception", embed_dim=8, image_size=256, learning_rate=2e-4
+    )
+    assert filled_in(PretrainSettings()).encoder == "conv"
+    with pytest.raises(TypeError, match="epoch"):
+        pretrain("birds", "m.vlm.pt", epoch=3)
 
 
 @pytest.mark.parametrize(
@@ -793,7 +820,7 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
     """Every pair that is asked for is the tiny one; the list is what was asked for."""
     asked = []
     monkeypatch.setattr(
-        "vlm_plugin.pretraining.pretrain.damsm_pair", lambda text, data: (asked.append((text, data)), tiny_pair())[1]
+        "vlm_plugin.pretraining.start.damsm_pair", lambda text, data: (asked.append((text, data)), tiny_pair())[1]
     )
     return asked
 
@@ -801,12 +828,12 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Path]]:
 def test_frozen_encoders_get_a_scorer_and_nothing_else(
     tmp_path: Path, pair: list[tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts, terms, modes, original = [], [], [], step_losses
+    starts, terms, modes = [], [], []
 
     def step(vlm: VLM, *arguments: object) -> Losses:
         starts.append(copy.deepcopy(vlm))
         modes.append([part.training for part in (vlm.image_encoder, vlm.text_encoder, vlm.scorer)])
-        losses = original(vlm, *arguments)
+        losses = step_losses(vlm, *arguments)
         terms.append(set(losses.terms))
         return losses
 
@@ -853,7 +880,7 @@ def test_an_interrupted_run_on_frozen_encoders(
     image.image_encoder.stem_norm.running_mean += 1
     for other, named in ((text, "text_encoder"), (image, "image_encoder"), (vocabulary, "vocabulary")):
         with monkeypatch.context() as patch:
-            patch.setattr("vlm_plugin.pretraining.pretrain.damsm_pair", lambda *_, other=other: copy.deepcopy(other))
+            patch.setattr("vlm_plugin.pretraining.start.damsm_pair", lambda *_, other=other: copy.deepcopy(other))
             with pytest.raises(ValueError, match=rf"other settings \({named}: '\w+' there, '\w+' here\)"):
                 pretrain(tiny.birds(), out, **options)
     for change, message in (
@@ -952,9 +979,9 @@ def test_published_files(roomy: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_one_step_with_inception() -> None:
     records = open_split(tiny.birds(), "train")
-    vlm = _new_vlm(records, "inception", 8, None)
+    vlm = new_matcher(records, "inception", 8, None)
     assert isinstance(vlm.image_encoder, InceptionEncoder)
-    _train_mode(vlm)
+    train_mode(vlm)
     assert all(part.training for part in vlm.modules())
     dataset = pairs(None)
     first, second = collate_pairs([dataset[0], dataset[15]])
@@ -971,12 +998,12 @@ def test_a_pretrained_trunk_stays_frozen(monkeypatch: pytest.MonkeyPatch) -> Non
         asked.append((name, weights))
         return InceptionEncoder(embed_dim)
 
-    monkeypatch.setattr("vlm_plugin.pretraining.pretrain.build_image_encoder", build)
-    vlm = _new_vlm(open_split(tiny.birds(), "train"), "inception", 8, "imagenet")
+    monkeypatch.setattr("vlm_plugin.pretraining.start.build_image_encoder", build)
+    vlm = new_matcher(open_split(tiny.birds(), "train"), "inception", 8, "imagenet")
     assert asked == [("inception", "imagenet")]
     moving = {name for name, parameter in vlm.image_encoder.named_parameters() if parameter.requires_grad}
     assert moving == {"emb_features.weight", "emb_cnn_code.weight", "emb_cnn_code.bias"}
     assert all(parameter.requires_grad for parameter in vlm.text_encoder.parameters())
-    _train_mode(vlm)
+    train_mode(vlm)
     assert vlm.text_encoder.training
     assert not vlm.image_encoder.Conv2d_1a_3x3.bn.training

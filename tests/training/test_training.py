@@ -27,12 +27,11 @@ from vlm_plugin.data.records import BadSampleError
 from vlm_plugin.files import check_writable, not_finite, write_json
 from vlm_plugin.gans.loop import ramp
 from vlm_plugin.gans.trainer import update_average
-from vlm_plugin.training import stream as stream_module
 from vlm_plugin.training.device import autocast, choose_device, choose_precision
 from vlm_plugin.training.ranks import average_gradients, barrier, from_all_ranks, join_ranks, leave_ranks
 from vlm_plugin.training.run_folder import Log, StopSignal, new_run_folder, shared_run_folder
 from vlm_plugin.training.skipped import LeftOut, usable_indices
-from vlm_plugin.training.stream import Stream, check_seed, endless_batches, mix
+from vlm_plugin.training.stream import Stream, check_seed, endless_batches, mix, noise
 
 CPU = torch.device("cpu")
 
@@ -50,8 +49,9 @@ def same_batch(a: Batch, b: Batch) -> bool:
     return torch.equal(a.images, b.images) and a.captions == b.captions and a.keys == b.keys
 
 
-def take(count: int, *arguments: object, **options: object) -> list[Batch]:
-    return list(itertools.islice(endless_batches(*arguments, collate, device=CPU, **options), count))
+def take(count: int, dataset: Dataset, batch: int, seed: int, skip_bad: bool = False, **options: int) -> list[Batch]:
+    stream = Stream(dataset, seed, skip_bad)
+    return list(itertools.islice(endless_batches(stream, batch, collate, device=CPU, **options), count))
 
 
 @pytest.mark.parametrize("name", ["mps", "xpu", "meta", "gpu", "mps:0"])
@@ -123,7 +123,7 @@ def test_a_batch_may_be_larger_than_the_data(images: CaptionedImages) -> None:
 
 def test_loader_processes_change_nothing_and_survive_ctrl_c(images: CaptionedImages) -> None:
     alone = take(6, images, 3, 2)
-    batches = endless_batches(images, 3, 2, collate, device=CPU, workers=2)
+    batches = endless_batches(Stream(images, 2), 3, collate, device=CPU, workers=2)
     found = [next(batches), next(batches)]
     workers = torch.multiprocessing.active_children()
     assert len(workers) == 2
@@ -143,12 +143,12 @@ import torch, tiny
 from vlm_plugin.data import CaptionedImages, open_split
 from vlm_plugin.data.dataset import collate
 from vlm_plugin.training.run_folder import StopSignal
-from vlm_plugin.training.stream import endless_batches
+from vlm_plugin.training.stream import Stream, endless_batches
 
 if __name__ == "__main__":
     images = CaptionedImages(open_split({str(tiny.birds())!r}, "train"), tiny.SIZE, train=True)
     with StopSignal() as stop:
-        batches = endless_batches(images, 3, 2, collate, device=torch.device("cpu"), workers=2)
+        batches = endless_batches(Stream(images, 2), 3, collate, device=torch.device("cpu"), workers=2)
         next(batches)
         print(*(child.pid for child in torch.multiprocessing.active_children()), flush=True)
         while not stop.asked:
@@ -250,7 +250,7 @@ def test_a_bad_sample_leaves_the_global_randomness_alone() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_sample_stops_the_batches_with_its_own_words(workers: int) -> None:
-    batches = endless_batches(Flawed({2}), 5, 0, collate, device=CPU, workers=workers)
+    batches = endless_batches(Stream(Flawed({2}), 0), 5, collate, device=CPU, workers=workers)
     with pytest.raises(BadSampleError) as caught:
         list(itertools.islice(batches, 2))
     assert str(caught.value) == "2.jpg: damaged"
@@ -262,14 +262,11 @@ def test_a_batch_that_cannot_be_made_stops_in_the_same_way() -> None:
         raise BadSampleError("key: no words")
 
     with pytest.raises(BadSampleError, match=r"^key: no words$"):
-        next(endless_batches(Flawed(set()), 5, 0, refuse, device=CPU, workers=1))
+        next(endless_batches(Stream(Flawed(set()), 0), 5, refuse, device=CPU, workers=1))
 
 
 def test_batches_say_what_was_left_out_whatever_the_number_of_processes() -> None:
-    options = {"device": CPU, "skip_bad": True}
-    first, second = (
-        list(itertools.islice(endless_batches(Flawed({1, 7}), 5, 0, collate, workers=w, **options), 4)) for w in (0, 2)
-    )
+    first, second = (take(4, Flawed({1, 7}), 5, 0, skip_bad=True, workers=workers) for workers in (0, 2))
     assert all(itertools.starmap(same_batch, zip(first, second, strict=True)))
     assert [batch.skipped for batch in first] == [batch.skipped for batch in second]
     for epoch in (first[:2], first[2:]):
@@ -279,7 +276,7 @@ def test_batches_say_what_was_left_out_whatever_the_number_of_processes() -> Non
 def test_nothing_but_bad_samples_is_an_end() -> None:
     message = r"expected one usable sample in 100, found none; the last one: \d\.jpg: damaged"
     with pytest.raises(ValueError, match=message) as caught:
-        next(endless_batches(Flawed(set(range(10))), 2, 0, collate, device=CPU, skip_bad=True))
+        take(1, Flawed(set(range(10))), 2, 0, skip_bad=True)
     assert not isinstance(caught.value, BadSampleError)  # to leave it out is what was tried
 
 
@@ -363,12 +360,12 @@ def test_seeds_are_those_that_mix_tells_apart() -> None:
 
 def test_noise_depends_on_shape_and_key_alone() -> None:
     torch.manual_seed(1)
-    noise = stream_module.noise((50, 40), CPU, 0, 3)
+    values = noise((50, 40), CPU, 0, 3)
     torch.manual_seed(2)
-    assert torch.equal(noise, stream_module.noise((50, 40), CPU, 0, 3))
-    assert not torch.equal(noise, stream_module.noise((50, 40), CPU, 3, 0))
-    assert abs(float(noise.mean())) < 0.1
-    assert float(noise.std()) == pytest.approx(1, abs=0.1)
+    assert torch.equal(values, noise((50, 40), CPU, 0, 3))
+    assert not torch.equal(values, noise((50, 40), CPU, 3, 0))
+    assert abs(float(values.mean())) < 0.1
+    assert float(values.std()) == pytest.approx(1, abs=0.1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from vlm_plugin.data.records import BadSampleError
-from vlm_plugin.files import read_file
-from vlm_plugin.pretraining.pretrain import DEFAULTS, pretrain, state_file_of
+from vlm_plugin.pretraining.pretrain import pretrain
+from vlm_plugin.pretraining.resume import what_is_kept
+from vlm_plugin.pretraining.settings import DEFAULTS, PretrainSettings
 from vlm_plugin.terminal import name_or_path, user_path
 
 
@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="start from this published DAMSM text encoder and its image encoder",
     )
     parser.add_argument("--freeze-encoders", action="store_true", help="with --damsm, train nothing but the scorer")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=PretrainSettings.epochs)
+    parser.add_argument("--batch", type=int, default=PretrainSettings.batch)
     parser.add_argument("--embed-dim", type=int, help="common dimension (inception: 256, others: 128)")
     parser.add_argument("--image-size", type=int, help="pixels (inception: 256, others: 64)")
     parser.add_argument("--learning-rate", type=float)
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-weights", type=name_or_path, help='"imagenet" (torchvision\'s cached file) or a file, for inception'
     )
     parser.add_argument("--half", action="store_true", help="store the weights as float16")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=PretrainSettings.seed)
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be used, and list them")
     parser.add_argument("--device")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
@@ -51,12 +51,4 @@ def run(arguments: argparse.Namespace) -> None:
     except BadSampleError as error:
         raise ValueError(f"{error} (--skip-bad leaves out what cannot be used)") from None
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_kept(arguments.out)) from None
-
-
-def _kept(out: Path) -> str:
-    """What an interrupted run has left."""
-    if (state_file := state_file_of(out)).is_file():
-        epoch = read_file(state_file, "state of an unfinished run")["epoch"]
-        return f"kept after epoch {epoch}: the same command goes on"
-    return f"{out} stays as it is" if out.is_file() else "nothing is kept yet: the same command begins anew"
+        raise KeyboardInterrupt(what_is_kept(arguments.out)) from None

@@ -1,1 +1,1 @@
-"""Computes every number about a generator."""
+"""Numbers about generated pictures: which captions are drawn, who scores, what is computed, what is written."""

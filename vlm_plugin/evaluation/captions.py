@@ -9,16 +9,14 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from vlm_plugin.data import BirdTruth, CaptionedImages, Record, true_pairs
+from vlm_plugin.data import BirdTruth, Record, true_pairs
 from vlm_plugin.data.birds.captions import said_by
 from vlm_plugin.data.dataset import caption_id
 from vlm_plugin.matcher.vocabulary import Vocabulary
 from vlm_plugin.metrics.r_precision import different_groups
-from vlm_plugin.training.skipped import usable_indices
 
 T = TypeVar("T")
-CANDIDATES, FOLDS = 100, 10
-CHUNK = 100
+CAPTIONS_AT_ONCE = 100  # so that tables of all captions, of which there may be many thousands, fit into memory
 
 
 def spread(every: Sequence[T], count: int) -> list[T]:
@@ -103,22 +101,11 @@ def untrue(rows: Tensor, every: Tensor) -> Tensor:
 def fewest_wrong(subject: Subject) -> int:
     """How many captions may serve as wrong ones for the picture that has the fewest."""
     fewest = len(subject.captions)
-    for rows in torch.arange(len(subject.captions)).split(CHUNK):
+    for rows in torch.arange(len(subject.captions)).split(CAPTIONS_AT_ONCE):
         wrong = subject.mismatched(subject.facts[rows], subject.facts)
         wrong[torch.arange(len(rows)), rows] = False  # its own
         fewest = min(fewest, int(wrong.sum(1).min()))
     return fewest
-
-
-def other_pictures(records: Sequence[Record], count: int, truth: BirdTruth | None) -> list[Record]:
-    """Those of another split's pictures that the real ones' distance is measured to.
-
-    Args:
-        records: the other split's.
-        count: how many.
-        truth: of synthetic birds, which are alike in any order: there the last are taken, as in the committed figures.
-    """
-    return spread(records, count) if truth is None else list(records[-count:])
 
 
 def with_known_words(records: Sequence[Record], vocabularies: Sequence[Vocabulary]) -> list[Record]:
@@ -133,24 +120,3 @@ def with_known_words(records: Sequence[Record], vocabularies: Sequence[Vocabular
         if captions:
             kept.append(record._replace(captions=captions))
     return kept
-
-
-def usable_records(
-    records: Sequence[Record], image_size: int, skip_bad: bool, vocabulary: Vocabulary | None = None
-) -> tuple[list[Record], list[str]]:
-    """The records with a readable picture and a caption that says something, and what is wrong with the others: their
-    files and keys.
-
-    Args:
-        records: any number of records.
-        image_size: side that the pictures are brought to.
-        skip_bad: leave out what cannot be used.
-        vocabulary: of whose words a caption must have one; None leaves captions alone.
-
-    Raises:
-        BadSampleError: a record cannot be used, and `skip_bad` is off.
-        ValueError: no record can be used.
-    """
-    images = CaptionedImages(records, image_size, train=False, vocabulary=vocabulary)
-    indices, skipped = usable_indices(images, skip_bad)
-    return [records[index] for index in indices], skipped

@@ -9,7 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-NO_INCEPTION = "no Inception weights: pass --inception PATH"
+
+class Number(NamedTuple):
+    """A number and its spread: the standard deviation of ten equal parts of the pictures, where these hold two each."""
+
+    value: float
+    spread: float | None = None
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
@@ -80,15 +85,14 @@ class Inception(nn.Module):
         return features, features @ self.network.fc.weight.T
 
 
-class Number(NamedTuple):
-    """A number and its spread: the standard deviation of ten equal parts of the pictures, where these hold two each."""
-
-    value: float
-    spread: float | None = None
-
-
 def inception_numbers(real: Tensor, fake: Tensor, logits: Tensor) -> dict[str, Number]:
-    """FID, KID and Inception Score by torchmetrics."""
+    """FID, KID and Inception Score. Computed by torchmetrics.
+
+    Args:
+        real: `(N, 2048)` features of `Inception`.
+        fake: `(M, 2048)` features.
+        logits: `(M, 1008)` logits of the same pictures as `fake`.
+    """
     from torchmetrics.image.inception import InceptionScore
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -104,10 +108,11 @@ def inception_numbers(real: Tensor, fake: Tensor, logits: Tensor) -> dict[str, N
         score.update(logits)
         return {
             "fid": Number(frechet_distance(real, fake)),
-            "kid": distance_of(kid.compute()),
-            "inception_score": distance_of(score.compute()),
+            "kid": _number(kid.compute()),
+            "inception_score": _number(score.compute()),
         }
 
 
-def distance_of(pair: tuple[Tensor, Tensor]) -> Number:
-    return Number(*(float(part) for part in pair))
+def _number(pair: tuple[Tensor, Tensor]) -> Number:
+    mean, spread = pair
+    return Number(float(mean), float(spread))

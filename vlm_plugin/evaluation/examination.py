@@ -1,32 +1,32 @@
-"""One evaluation of a generator: what it draws, what is computed, and what is written."""
+"""One evaluation of a generator: its captions, its table, its manifest, and what a report shows of it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlm_plugin.data import BirdTruth, CaptionedImages, Record, find_layout
+from vlm_plugin.data import CaptionedImages, find_layout
 from vlm_plugin.data.images import to_bytes
-from vlm_plugin.evaluation.captions import CANDIDATES, FOLDS, items, subject, with_known_words
-from vlm_plugin.evaluation.distances import Inception
-from vlm_plugin.evaluation.judge import Judge
+from vlm_plugin.evaluation.captions import items, subject, with_known_words
+from vlm_plugin.evaluation.measure import CANDIDATES, FOLDS
 from vlm_plugin.evaluation.painter import Painter
-from vlm_plugin.evaluation.table import Named, Table
-from vlm_plugin.files import ASSETS, write_json
-from vlm_plugin.matcher.choose import load_matcher
+from vlm_plugin.evaluation.scorers import Scorers
+from vlm_plugin.evaluation.split import Split
+from vlm_plugin.evaluation.table import Table
+from vlm_plugin.files import write_json
+from vlm_plugin.matcher.choose import FEW, unknown_words
 from vlm_plugin.matcher.identity import fingerprint
 from vlm_plugin.report.album import extremes, save_gallery, scored, word_maps
 from vlm_plugin.report.report import write_report
 from vlm_plugin.training.run_folder import versions
 
-# The synthetic birds' second matcher: another backbone, another seed, other pictures than the one that trains.
-EVALUATOR = ASSETS / "birds.evaluator.vlm.pt"
-SHOWN, PER_CAPTION, ATTENTION = 8, 4, 3
+# What a report shows: captions, pictures of each, and captions with what the matcher looks at.
+CAPTIONS_SHOWN, PER_CAPTION, ATTENTION = 8, 4, 3
 RESIZE = "shorter side to 76/64 of the size, bilinear and antialiased (PIL), centre crop"
 
 
@@ -34,66 +34,67 @@ class Examination:
     """One evaluation: captions of a split, the table, and the pictures that a report shows.
 
     Args:
-        data: the data folder.
-        records: the pictures of the split.
-        others: pictures of another split, for the distance between real pictures and real ones; may be none.
+        split: the real pictures.
+        scorers: who scores.
         image_size: side of the generated pictures.
-        evaluator: the matcher that scores.
-        matcher: the matcher of the training, or None.
-        trained_with: see `Table`.
-        truth: attributes of synthetic birds: with them the packaged judge scores too.
-        split: name of the split.
         count: captions evaluated; all when left out.
         batch: pictures scored at a time; changes numbers by rounding alone.
-        seed: draws noise, wrong captions and folds.
-        inception: Inception with its weights, or None.
+        seed: draws wrong captions and folds.
+
+    Raises:
+        ValueError: a count or batch below 1, or no caption that the matchers know a word of.
     """
 
     def __init__(
         self,
-        data: Path,
-        records: Sequence[Record],
-        others: Sequence[Record],
+        split: Split,
+        scorers: Scorers,
         image_size: int,
-        evaluator: Named,
         *,
-        matcher: Named | None = None,
-        trained_with: Collection[str] = (),
-        truth: BirdTruth | None = None,
-        split: str = "test",
         count: int | None = None,
         batch: int = 50,
         seed: int = 0,
-        inception: Inception | None = None,
     ) -> None:
         check_counts(count, batch)
-        self.data, self.split, self.seed, self.batch = data, split, seed, batch
-        readers = [evaluator.vlm.vocabulary] + ([] if matcher is None else [matcher.vlm.vocabulary])
-        total = sum(len(record.captions) for record in records)
-        records = with_known_words(records, readers)
+        self.split, self.scorers, self.batch, self.seed = split, scorers, batch, seed
+        named = [matcher for matcher in (scorers.matcher, scorers.evaluator) if matcher is not None]
+        # One vocabulary may belong to both.
+        self._readers = {matcher.vlm.vocabulary: matcher.name for matcher in named}
+        records = with_known_words(split.records, list(self._readers))
         self.items = items([len(record.captions) for record in records], count)
         if not self.items:
-            raise ValueError(f"{data}: expected captions with words that {evaluator.name} knows, found none in {split}")
+            name = scorers.evaluator.name
+            raise ValueError(
+                f"{split.data}: expected captions with words that {name} knows, found none in {split.name}"
+            )
         self.images = CaptionedImages(records, image_size, train=False)
-        self._others = CaptionedImages(others, image_size, train=False) if others else None
-        self.subject = subject(records, self.items, truth)
-        judge = Judge.load().to(evaluator.vlm.device) if truth is not None else None
+        self._others = CaptionedImages(split.others, image_size, train=False) if split.others else None
+        self.subject = subject(records, self.items, split.truth)
         # Each picture once, however many of its captions are drawn.
         self._once = list(dict.fromkeys(item.record for item in self.items))
         self._digest = hashlib.sha256(self.subject.digest.encode())
-        reference = self._digested(self._real(self._once))
-        self.table = Table(self.subject, reference, evaluator, matcher, trained_with, judge, inception, seed)
-        if lost := total - sum(len(record.captions) for record in records):
-            note = f"{lost} of the split's {total} captions are left out: a matcher knows no word of them"
+        self.table = Table(self.subject, self._digested(self._real(self._once)), scorers, seed)
+        total, kept = (sum(len(record.captions) for record in those) for those in (split.records, records))
+        if total > kept:
+            note = f"{total - kept} of the split's {total} captions are left out: a matcher knows no word of them"
             self.table.notes.append(note)
-        self._trained_with = trained_with
+        if split.lost:
+            note = f"{len(split.lost)} of the split's pictures are left out, as they cannot be read"
+            self.table.notes.append(f"{note} (the first: {split.lost[0]})")
         # Spread over the evaluated captions: neighbours are often of one class.
-        self.shown = list(range(0, len(self._once), max(len(self._once) // SHOWN, 1)))[:SHOWN]
+        step = max(len(self._once) // CAPTIONS_SHOWN, 1)
+        self.shown = list(range(0, len(self._once), step))[:CAPTIONS_SHOWN]
 
     @property
     def captions(self) -> list[str]:
         """The captions, in the order of their pictures."""
         return self.subject.captions
+
+    def tell_unknown_words(self) -> None:
+        """Print how many words of the captions each matcher does not know, where they are not few."""
+        for vocabulary, name in self._readers.items():
+            if told := unknown_words(self.captions, vocabulary, name, FEW):
+                print(told, flush=True)
 
     def shown_captions(self) -> list[str]:
         """The captions that grids and reports show."""
@@ -145,22 +146,23 @@ class Examination:
             Plain values. `data_digest` names the captions, and the keys and pixels of their real pictures as they are
             read: cropped and resized, 8 bits a channel.
         """
-        evaluator, judge, inception = self.table.evaluator, self.table.judge, self.table.inception
+        data, split, evaluator = self.split.data, self.split.name, self.scorers.evaluator
+        judge, inception = self.scorers.judge, self.scorers.inception
         return {
-            "data": self.data.name, "layout": find_layout(self.data).looks_like, "split": self.split,
+            "data": data.name, "layout": find_layout(data).looks_like, "split": split,
             "data_digest": self._digest.hexdigest()[:16], "pictures": len(self.captions),
             "image_size": self.images.image_size, "resize": RESIZE, "seed": self.seed,
             "candidates": CANDIDATES, "folds": FOLDS,
             "evaluator": {"name": evaluator.name, "fingerprint": evaluator.vlm.fingerprint},
             "evaluator_reads": evaluator.vlm.caption_fingerprint,
-            "generator": fingerprint(generator), "trained_with": sorted(self._trained_with),
+            "generator": fingerprint(generator), "trained_with": sorted(self.scorers.trained_with),
             "judge": None if judge is None else fingerprint(judge),
             "inception": None if inception is None else inception.checksum,
             **more, "device": str(evaluator.vlm.device), "versions": versions(),
         }  # fmt: skip
 
     def album(self, painter: Painter, shown: dict[str, Tensor], last: str) -> dict[str, Any]:
-        """The pictures of the report, as `gallery.save_gallery` takes them.
+        """The pictures of the report, as `save_gallery` takes them.
 
         Args:
             painter: draws the pictures of the row `last` again, for the best and the worst of them.
@@ -171,7 +173,7 @@ class Examination:
         if last in self.table.scores:
             scores = self.table.scores[last]
             best, worst = (self._row(painter, numbers, scores) for numbers in extremes(scores))
-        vlm, attention = self.table.evaluator.vlm, []
+        vlm, attention = self.scorers.evaluator.vlm, []
         if hasattr(vlm.image_encoder, "grid"):
             for number in self.shown[:ATTENTION]:
                 fake = painter.some([self.captions[number]], [number])[0]
@@ -211,38 +213,3 @@ def check_counts(count: int | None, batch: int) -> None:
     for name, value in (("count", count), ("batch", batch)):
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-
-
-def keep_results(folder: Path) -> None:
-    """Put earlier results aside under the next number that is free for all of them: what has one number is one's.
-
-    It is called when the new ones are there to be written: what ends before leaves the earlier ones as they are.
-    """
-    paths = [folder / name for name in ("evaluation.json", "evaluation.md", "report.pt", "report.html", "pictures")]
-    # Pictures without captions.csv were not written here: they may be somebody's data.
-    there = [path for path in paths if path.is_file() or (path / "captions.csv").is_file()]
-    if not there:
-        return
-    number = 1
-    while any(path.with_stem(f"{path.stem}-{number}").exists() for path in paths):
-        number += 1
-    for path in there:
-        path.rename(path.with_stem(f"{path.stem}-{number}"))
-    print(f"{folder}: earlier results are kept as evaluation-{number}.json and so on", flush=True)
-
-
-def choose_evaluator(name: str | Path | None, truth: BirdTruth | None, matcher: Named | None) -> Named:
-    """The matcher that scores: the named one, else for synthetic birds the packaged one that trains no generator, else
-    the training's own.
-
-    Raises:
-        ValueError: there is none.
-        FileNotFoundError: no file of that name.
-    """
-    if name is None and truth is not None:
-        name = EVALUATOR
-    if name is not None:
-        return Named(Path(name).name, load_matcher(str(name)))
-    if matcher is None:
-        raise ValueError("--evaluator: expected a matcher's file: nothing says which one belongs to this generator")
-    return matcher

@@ -6,7 +6,7 @@ to please the matcher does not please the judge by construction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from vlm_plugin.data import BirdTruth, CaptionedImages, Record, collate, find_truth, open_split
 from vlm_plugin.data.birds.attributes import ATTRIBUTES
 from vlm_plugin.data.birds.captions import said_by
+from vlm_plugin.data.dataset import Batch
 from vlm_plugin.files import ASSETS, check_writable, read_checkpoint, write_file
 from vlm_plugin.training.device import autocast, choose_device, choose_precision
 from vlm_plugin.training.ranks import progress
-from vlm_plugin.training.stream import check_seed, endless_batches, mix
+from vlm_plugin.training.stream import Stream, check_seed, endless_batches, mix
 
 _FORMAT = "vlm_plugin.Judge"
 PACKAGED = ASSETS / "birds.judge.pt"
+SIDE = 64  # of the pictures that the network takes
 
 
 class Judge(nn.Module):
@@ -65,8 +67,8 @@ class Judge(nn.Module):
         Returns:
             `(B, num_features)` non-negative.
         """
-        if images.shape[-2:] != (64, 64):
-            images = F.interpolate(images, size=(64, 64), mode="bilinear", align_corners=False, antialias=True)
+        if images.shape[-2:] != (SIDE, SIDE):
+            images = F.interpolate(images, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
         return self.hidden(self.trunk(images))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -140,21 +142,32 @@ def train_judge(
         return Judge.load(out)
     check_writable(out)
     place = choose_device(device)
-    dtype = choose_precision(place)
     torch.manual_seed(seed)
     judge = Judge().to(place, memory_format=torch.channels_last)
-    images = CaptionedImages(open_split(data, "train"), 64, train=True)
-    steps = epochs * max(len(images) // batch, 1)
+    images = CaptionedImages(open_split(data, "train"), SIDE, train=True)
+    batches = endless_batches(Stream(images, seed), batch, collate, device=place)
+    _train(judge, batches, epochs * max(len(images) // batch, 1), truth, seed, place)
+    judge.accuracy = held_out_accuracy(judge, open_split(data, "test"), truth, place)
+    judge.save(out, notes)
+    print(f"wrote {out}", flush=True)
+    return judge
+
+
+def _train(
+    judge: Judge, batches: Iterator[Batch], steps: int, truth: BirdTruth, seed: int, device: torch.device
+) -> None:
+    """The steps of `train_judge`, on birds with these attributes."""
+    dtype = choose_precision(device)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    batches = endless_batches(images, batch, seed, collate, device=place)
-    bar = progress(range(steps), desc="judge")
     judge.train()
+    bar = progress(range(steps), desc="judge")
     for step in bar:
-        sample = next(batches)
-        target = truth.pictures(sample.keys).to(place)
-        with autocast(place, dtype):
-            logits = judge(_roughened(sample.images, mix(seed, step)).to(place, memory_format=torch.channels_last))
+        batch = next(batches)
+        target = truth.pictures(batch.keys).to(device)
+        images = _roughened(batch.images, mix(seed, step)).to(device, memory_format=torch.channels_last)
+        with autocast(device, dtype):
+            logits = judge(images)
         loss = sum(F.cross_entropy(o.float(), target[:, i]) for i, o in enumerate(logits.values())) / len(ATTRIBUTES)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -162,10 +175,6 @@ def train_judge(
         schedule.step()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
-    judge.accuracy = held_out_accuracy(judge, open_split(data, "test"), truth, place)
-    judge.save(out, notes)
-    print(f"wrote {out}", flush=True)
-    return judge
 
 
 def _roughened(images: Tensor, seed: int) -> Tensor:
@@ -187,7 +196,7 @@ def held_out_accuracy(
 ) -> dict[str, float]:
     """Attribute -> share of the pictures in which the judge finds its true value."""
     judge.eval()
-    images = CaptionedImages(records, 64, train=False)
+    images = CaptionedImages(records, SIDE, train=False)
     right = []
     for start in range(0, len(images), 100):
         batch = collate([images[i] for i in range(start, min(start + 100, len(images)))])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +17,9 @@ from torch import Tensor
 
 from vlm_plugin.data.captions import counted, natural_key, read_captions
 from vlm_plugin.data.images import central_square, load_image
+from vlm_plugin.evaluation.measure import FOLDS
 from vlm_plugin.features import Features
-from vlm_plugin.files import check_writable
+from vlm_plugin.files import check_writable, write_text
 from vlm_plugin.matcher.choose import load_matcher, unknown_words
 from vlm_plugin.matcher.vlm import VLM, check_scorer
 from vlm_plugin.matching import GAMMA1, GAMMA2, context_cosines, global_scores, local_scores
@@ -29,14 +29,13 @@ from vlm_plugin.training.device import choose_device
 from vlm_plugin.training.ranks import progress
 
 COLUMNS = ("file_name", "caption", "vlms", "local", "global", "general", "missed")
-FOLDS = 10
-_OTHERS = 32
-# With fewer pictures there are no two others to compare with.
-_FEWEST = 3
-_MISSED = 3
+# A word's cosine is compared with those in so many pictures; with fewer than three there are no two others.
+_COMPARED, _FEWEST_COMPARED = 32, 3
 # Cosines of one picture in two batches differ by rounding, far below this.
-_TIE = 1e-5
-_SHOWN = 3
+_COSINE_ROUNDING = 1e-5
+_WORDS_MISSED = 3  # of each row
+# What `describe` shows of the table: the best rows and as many of the worst, and letters of a caption.
+_ROWS_SHOWN, _CAPTION_SHOWN = 3, 80
 
 
 class Row(NamedTuple):
@@ -127,36 +126,44 @@ def score(vlm: VLM, images: str | Path, captions: Mapping[str, str], *, batch: i
         check_scorer(vlm)
     vlm.eval()
     names = sorted(captions, key=natural_key)
-    words = {name: _words(vlm, name, captions[name]) for name in names}
-    drawn = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))[:_OTHERS].tolist()
-    others = vlm.encode_image(_load(vlm, images, [names[i] for i in drawn])) if len(names) >= _FEWEST else None
+    for name in names:
+        _check_words(vlm, name, captions[name])
+    drawn = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))[:_COMPARED].tolist()
+    others = None
+    if len(names) >= _FEWEST_COMPARED:
+        others = vlm.encode_image(_load(vlm, images, [names[i] for i in drawn]))
     rows = []
-    for start in progress(range(0, len(names), batch), desc="score"):
-        part = names[start : start + batch]
+    for first in progress(range(0, len(names), batch), desc="score"):
+        part = names[first : first + batch]
         image = vlm.encode_image(_load(vlm, images, part))
-        text = vlm.encode_text([captions[name] for name in part])
-        logits = None if vlm.scorer is None else vlm.scorer(image, text, "caption").cpu().double()
-        elsewhere = None if others is None else context_cosines(others, text, GAMMA1).cpu()
-        for i, name in enumerate(part):
-            pair = _row(image, i), _row(text, i)
-            own = context_cosines(*pair, GAMMA1)[0, 0].cpu()
-            short = -own
-            if elsewhere is not None:
-                # The picture itself may be among them: it is not better than itself.
-                short = elsewhere[:, i].amax(0) - own
-            rows.append(
-                Row(
-                    file_name=name,
-                    caption=captions[name],
-                    vlms=None if logits is None else float(logits[i].sigmoid()),
-                    local_score=float(local_scores(*pair, GAMMA1, GAMMA2)),
-                    global_score=float(global_scores(*pair)),
-                    general=None if logits is None else float(logits[i]),
-                    missed=_missed(vlm, words[name], own.tolist(), short.tolist(), others is not None),
-                )
-            )
+        rows += _rows_of_batch(vlm, image, {name: captions[name] for name in part}, others)
     # By the scores as they are written, so that rounding decides no tie. The names were in natural order.
     return sorted(rows, key=lambda row: -float(_number(_rank(row))))
+
+
+def _rows_of_batch(vlm: VLM, image: Features, captions: Mapping[str, str], others: Features | None) -> list[Row]:
+    """The rows of some encoded pictures; `others` are those that words are compared with."""
+    text = vlm.encode_text(list(captions.values()))
+    logits = None if vlm.scorer is None else vlm.scorer(image, text, "caption").cpu().double()
+    elsewhere = None if others is None else context_cosines(others, text, GAMMA1).cpu()
+    rows = []
+    for i, (name, caption) in enumerate(captions.items()):
+        pair = _row(image, i), _row(text, i)
+        own = context_cosines(*pair, GAMMA1)[0, 0].cpu()
+        # The picture itself may be among the others: it is not better than itself.
+        short = -own if elsewhere is None else elsewhere[:, i].amax(0) - own
+        rows.append(
+            Row(
+                file_name=name,
+                caption=caption,
+                vlms=None if logits is None else float(logits[i].sigmoid()),
+                local_score=float(local_scores(*pair, GAMMA1, GAMMA2)),
+                global_score=float(global_scores(*pair)),
+                general=None if logits is None else float(logits[i]),
+                missed=_missed(vlm, vlm.words(caption), own.tolist(), short.tolist(), others is not None),
+            )
+        )
+    return rows
 
 
 def _rank(row: Row) -> float:
@@ -168,9 +175,9 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _words(vlm: VLM, name: str, caption: str) -> list[str]:
+def _check_words(vlm: VLM, name: str, caption: str) -> None:
     try:
-        return vlm.words(caption)
+        vlm.words(caption)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -190,8 +197,9 @@ def _missed(
     vlm: VLM, words: Sequence[str], own: Sequence[float], short: Sequence[float], compared: bool
 ) -> tuple[tuple[str, float], ...]:
     """The words that fall short most, with their own cosines; behind the words' values may stand those of padding."""
-    known = [i for i, word in enumerate(words) if word != vlm.vocabulary.unknown and (short[i] > _TIE or not compared)]
-    return tuple((words[i], own[i]) for i in sorted(known, key=lambda i: -short[i])[:_MISSED])
+    known = [i for i, word in enumerate(words) if word != vlm.vocabulary.unknown]
+    missed = [i for i in known if short[i] > _COSINE_ROUNDING or not compared]
+    return tuple((words[i], own[i]) for i in sorted(missed, key=lambda i: -short[i])[:_WORDS_MISSED])
 
 
 def write_scores(rows: Iterable[Row], path: str | Path) -> None:
@@ -206,11 +214,8 @@ def write_scores(rows: Iterable[Row], path: str | Path) -> None:
     for row in rows:
         numbers = (row.vlms, row.local_score, row.global_score, row.general)
         table.writerow((row.file_name, row.caption, *map(_number, numbers), _sentence(row.missed)))
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
     # File names that are no valid UTF-8, and what JSON may hold, arrive with lone surrogates.
-    temporary.write_bytes(text.getvalue().encode("utf-8", "backslashreplace"))
-    os.replace(temporary, path)
+    write_text(text.getvalue(), Path(path), "backslashreplace")
 
 
 def _sentence(missed: Sequence[tuple[str, float]]) -> str:
@@ -229,12 +234,12 @@ def describe(rows: Sequence[Row]) -> str:
     enough = len(rows) >= 2 * FOLDS
     deviation = f"spread {spread:.4f} over {FOLDS} folds" if enough else f"no spread below {2 * FOLDS} pictures"
     lines = [f"{title}: mean {mean:.4f}, {deviation}, {counted(rows, 'picture')}"]
-    for name, shown in (("best", rows[:_SHOWN]), ("worst", rows[_SHOWN:][-_SHOWN:])):
+    for name, shown in (("best", rows[:_ROWS_SHOWN]), ("worst", rows[_ROWS_SHOWN:][-_ROWS_SHOWN:])):
         lines += [f"{name:5s}  {_rank(row):.3f}  {row.file_name}  {_shortened(row)}" for row in shown]
     return "\n".join(lines)
 
 
 def _shortened(row: Row) -> str:
     caption = " ".join(row.caption.split())
-    caption = caption if len(caption) <= 80 else caption[:77] + "..."
+    caption = caption if len(caption) <= _CAPTION_SHOWN else caption[: _CAPTION_SHOWN - 3] + "..."
     return f"{caption}  (missed: {_sentence(row.missed)})" if row.missed else caption

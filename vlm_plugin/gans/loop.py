@@ -21,7 +21,7 @@ from vlm_plugin.gans.show import Show
 from vlm_plugin.gans.trainer import Trainer
 from vlm_plugin.training.ranks import from_all_ranks, leave_ranks, on_any_rank, progress
 from vlm_plugin.training.run_folder import Log, StopSignal
-from vlm_plugin.training.stream import endless_batches, mix
+from vlm_plugin.training.stream import Stream, endless_batches, mix
 
 
 def ramp(step: int, start: int, length: int) -> float:
@@ -84,8 +84,9 @@ class Loop:
         matcher, device = prepared.matcher, prepared.device
         images = CaptionedImages(prepared.records, run.trainer.image_size, train=True, vocabulary=matcher.vocabulary)
         batches = endless_batches(
-            images, self.settings.batch, run.config.seed, Collate(matcher.vocabulary, matcher.max_words),
-            first_step=self.first, device=device, workers=self.settings.workers, skip_bad=run.config.skip_bad,
+            Stream(images, run.config.seed, run.config.skip_bad), self.settings.batch,
+            Collate(matcher.vocabulary, matcher.max_words),
+            first_step=self.first, device=device, workers=self.settings.workers,
         )  # fmt: skip
         for batch in batches:
             if run.config.skip_bad:

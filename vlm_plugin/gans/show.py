@@ -11,10 +11,12 @@ from torch import Tensor
 from vlm_plugin import distributed
 from vlm_plugin.data import Record, Records
 from vlm_plugin.data.images import from_bytes, to_bytes
-from vlm_plugin.evaluation.captions import other_pictures, spread, usable_records
-from vlm_plugin.evaluation.examination import ATTENTION, Examination, choose_evaluator, keep_results
+from vlm_plugin.evaluation.captions import spread
+from vlm_plugin.evaluation.examination import ATTENTION, Examination
+from vlm_plugin.evaluation.folder import keep_results
 from vlm_plugin.evaluation.painter import Painter
-from vlm_plugin.evaluation.table import Named
+from vlm_plugin.evaluation.scorers import Named, Scorers, choose_evaluator, choose_judge
+from vlm_plugin.evaluation.split import Split, other_pictures, usable_records
 from vlm_plugin.files import read_file, whole, write_file
 from vlm_plugin.gans.begin import Run
 from vlm_plugin.matcher.vocabulary import Vocabulary
@@ -51,9 +53,11 @@ class Show:
         others = self._usable("train", other_pictures(self._open("train"), count, truth), None)
         if distributed.rank() == 0:
             self.examination = Examination(
-                run.prepared.data, self.records, others, self.size, evaluator, matcher=named,
-                trained_with=run.trained_with, truth=truth, count=count,
-            )  # fmt: skip
+                Split(run.prepared.data, "test", self.records, others, truth),
+                Scorers(evaluator, named, run.trained_with, choose_judge(truth, run.prepared.matcher.device)),
+                self.size,
+                count=count,
+            )
         # What it drew before its first step is wanted at the end: a file that cannot be read is told of now.
         self._before()
         # The noise of one seed whatever the run's: runs of several seeds are compared at the same noise.

@@ -1,1 +1,1 @@
-"""Trains a matcher."""
+"""Training of a matcher, on pairs of pictures and captions."""

@@ -1,4 +1,4 @@
-"""How well a matcher does on held-out pictures."""
+"""How well a matcher does on held-out pictures, after each epoch of its training."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from vlm_plugin.data.birds.captions import read_caption, swap_caption
 from vlm_plugin.data.dataset import Batch
 from vlm_plugin.matcher.vlm import VLM
 from vlm_plugin.matcher.vocabulary import Vocabulary
-from vlm_plugin.matching import GAMMA1, GAMMA2, global_scores, local_scores
-from vlm_plugin.pretraining.losses import rows_of
+from vlm_plugin.pretraining.losses import LEVELS, rows_of
 from vlm_plugin.pretraining.pairs import true_captions_of
 from vlm_plugin.training.skipped import usable_indices
 
@@ -112,45 +111,45 @@ class Evaluator:
             swapped twin.
         """
         vlm.eval()
-        rows: dict[str, list[Tensor]] = defaultdict(list)
+        hits: dict[str, list[Tensor]] = defaultdict(list)
         for number, batch in enumerate(self.batches()):
             image = vlm.encode_image(batch.images.to(self.device))
-            own = torch.arange(len(batch.captions), device=self.device)
             caption = vlm.encode_text(batch.captions)
-            scores = {
-                "local": local_scores(image, caption, GAMMA1, GAMMA2),
-                "global": global_scores(image, caption),
-            }
-            for name, table in scores.items():
-                rows[f"{name}_r1"].append((table.argmax(1) == own).float())
+            tables = {name: level.score(image, caption) for name, level in LEVELS.items()}
+            own = torch.arange(len(batch.captions), device=self.device)
+            for name, table in tables.items():
+                hits[f"{name}_r1"].append((table.argmax(1) == own).float())
+            scores = {name: table.diagonal() for name, table in tables.items()}
             if vlm.scorer is not None:
-                general = vlm.scorer(image, caption, "caption")
+                scores["general"] = vlm.scorer(image, caption, "caption")
                 true = true_captions_of(self.truth, batch).to(self.device)
-                hardest = scores["global"].masked_fill(true, -torch.inf).argmax(1)
-                better = general > vlm.scorer(image, rows_of(caption, hardest), "caption")
-                rows["general_hard"].append(better[~true.all(1)].float())
+                hardest = tables["global"].masked_fill(true, -torch.inf).argmax(1)
+                better = scores["general"] > vlm.scorer(image, rows_of(caption, hardest), "caption")
+                hits["general_hard"].append(better[~true.all(1)].float())
             if self.swapped:
                 twin = vlm.encode_text(self.swapped[number])
-                better = {
-                    "local": scores["local"].diagonal() > local_scores(image, twin, GAMMA1, GAMMA2).diagonal(),
-                    "global": scores["global"].diagonal() > global_scores(image, twin).diagonal(),
-                }
+                twins = {name: level.score(image, twin).diagonal() for name, level in LEVELS.items()}
                 if vlm.scorer is not None:
-                    better["general"] = general > vlm.scorer(image, twin, "caption")
-                for name, table in better.items():
-                    rows[f"{name}_swapped"].append(table.float())
-        results = {name: torch.cat(parts) for name, parts in rows.items()}
+                    twins["general"] = vlm.scorer(image, twin, "caption")
+                for name, score in scores.items():
+                    hits[f"{name}_swapped"].append((score > twins[name]).float())
+        results = {name: torch.cat(parts) for name, parts in hits.items()}
         return {name: float(values.mean()) for name, values in results.items() if len(values)}
 
 
 def scores_in_words(results: dict[str, float], ceiling: float, pool: int) -> str:
-    parts = [
-        f"R@1 of {pool} local {results['local_r1']:.3f}, global {results['global_r1']:.3f} (ceiling {ceiling:.3f})"
-    ]
+    """One line about an epoch.
+
+    Args:
+        results: what an `Evaluator` found.
+        ceiling: its `ceiling()`.
+        pool: among how many captions it sought.
+    """
+    first = f"local {results['local_r1']:.3f}, global {results['global_r1']:.3f}"
+    parts = [f"R@1 of {pool} {first} (ceiling {ceiling:.3f})"]
     if "general_hard" in results:
         parts.append(f"true over hardest wrong: general {results['general_hard']:.3f}")
-    if swapped := [
-        f"{n} {results[f'{n}_swapped']:.3f}" for n in ("local", "global", "general") if f"{n}_swapped" in results
-    ]:
-        parts.append(f"true over swapped: {', '.join(swapped)}")
+    swapped = {name: results.get(f"{name}_swapped") for name in ("local", "global", "general")}
+    if told := [f"{name} {share:.3f}" for name, share in swapped.items() if share is not None]:
+        parts.append(f"true over swapped: {', '.join(told)}")
     return "; ".join(parts)

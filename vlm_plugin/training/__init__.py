@@ -1,1 +1,1 @@
-"""What any long training here needs."""
+"""What every long training needs: a device, ranks, a stream of samples, a folder, and a list of what it left out."""

@@ -109,31 +109,27 @@ class Stream(Dataset):
 
 
 def endless_batches(
-    dataset: Dataset,
+    stream: Stream,
     batch: int,
-    seed: int,
     collate: Callable,
     *,
     first_step: int = 0,
     device: torch.device,
     workers: int | None = None,
-    skip_bad: bool = False,
 ) -> Iterator:
     """Batches from `first_step` on, for ever; each rank gets its own part of every global batch.
 
     Args:
-        dataset: the samples.
+        stream: the samples.
         batch: samples in a batch of one rank.
-        seed: decides order and augmentation.
         collate: makes a batch of a list of samples.
         first_step: how many batches an interrupted run has already consumed.
         device: where training happens; memory is pinned for a GPU.
         workers: loader processes; 4 for a GPU when left out, none for a CPU, whose cores compute.
-        skip_bad: leave out samples that cannot be used, see `Stream`.
 
     Raises:
-        BadSampleError: a sample cannot be used, and `skip_bad` is off.
-        ValueError: with `skip_bad`, hardly any sample can be used.
+        BadSampleError: a sample cannot be used, and the stream leaves none out.
+        ValueError: the stream leaves out what cannot be used, and hardly any sample can.
     """
     rank, world = distributed.rank(), distributed.world_size()
     if workers is None:
@@ -147,7 +143,7 @@ def endless_batches(
             step += 1
 
     loader = DataLoader(
-        _Batches(Stream(dataset, seed, skip_bad), collate),
+        _Batches(stream, collate),
         sampler=positions(),
         batch_size=None,
         collate_fn=_as_it_is,
@@ -162,7 +158,7 @@ def endless_batches(
         yield loaded
     # The traceback would keep the loader's processes alive.
     del loader
-    if skip_bad:
+    if stream.skip_bad:
         raise ValueError(f"expected one usable sample in {_ATTEMPTS}, found none; the last one: {loaded}")
     raise loaded
 
