@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from vlm_plugin.data import CaptionedImages, Record, Records, collate, open_split
-from vlm_plugin.data.dataset import Collate, caption_id
+from vlm_plugin.data.dataset import Collate
 from vlm_plugin.data.images import load_image
 from vlm_plugin.data.records import BadSampleError, MissingPictureError
+from vlm_plugin.files import caption_id
 from vlm_plugin.matcher.vocabulary import Vocabulary
 
 

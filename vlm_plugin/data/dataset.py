@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset
 
 from vlm_plugin.data.images import load_image, to_tensor
 from vlm_plugin.data.records import BadSampleError, Record, bad
+from vlm_plugin.files import caption_id
 from vlm_plugin.matcher.vocabulary import MAX_WORDS, Vocabulary
 
 # Pictures are resized to 76/64 of the wanted size and cropped, as StackGAN, AttnGAN and DF-GAN do.
@@ -155,11 +155,6 @@ class CaptionedImages(Dataset[Sample]):
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         views = tuple(to_tensor(crop.resize((s, s), Image.Resampling.BILINEAR)) for s in self._sizes)
         return views if isinstance(self.image_size, Sequence) else views[0]
-
-
-def caption_id(caption: str) -> int:
-    """An id of a caption's text, 0 to 2^63 - 1: the same in every process and on every machine."""
-    return int.from_bytes(hashlib.sha256(caption.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
 
 
 def _says(caption: str, vocabulary: Vocabulary) -> bool:
