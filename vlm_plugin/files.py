@@ -26,6 +26,10 @@ _NAME_SHOWN = 40
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
+class NotWrittenError(OSError):
+    """A file cannot be written; the message names it."""
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A binary file to write to, which takes the place of `path` when the block ends.
@@ -35,8 +39,8 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     permissions of what was there stay.
 
     Raises:
-        OSError: the file cannot be written; the message names it. After this and whatever else the block raises, `path`
-            is as it was and nothing lies beside it.
+        NotWrittenError: the system refuses, also what the block writes. After this and whatever else the block raises,
+            `path` is as it was and nothing lies beside it.
     """
     path = Path(path)
     temporary = _beside(path)
@@ -49,9 +53,12 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except NotWrittenError:  # another file's, where several are written at once
+        raise
     except OSError as error:
-        raise OSError(
-            f"{path}: expected a file that can be written, on a disk with room, got {_reason(error, temporary, path)}"
+        reason = _reason(error, temporary, path)
+        raise NotWrittenError(
+            f"{path}: expected a file that can be written, on a disk with room, got {reason}"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -83,7 +90,7 @@ def check_writable(path: str | os.PathLike) -> None:
     """Find out before any work whether a file can be written: its folder is made, and an empty file beside it is tried.
 
     Raises:
-        OSError: it cannot; the message names the file.
+        NotWrittenError: it cannot.
     """
     path = Path(path)
     temporary = _beside(path)
@@ -96,7 +103,7 @@ def check_writable(path: str | os.PathLike) -> None:
         temporary.unlink()
     except OSError as error:
         reason = _reason(error, temporary, path)
-        raise OSError(f"{path}: expected a file that can be written, got {reason}") from error
+        raise NotWrittenError(f"{path}: expected a file that can be written, got {reason}") from error
 
 
 def write_bytes(content: bytes, path: str | os.PathLike) -> None:
