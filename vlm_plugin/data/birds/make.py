@@ -1,30 +1,20 @@
-"""Synthetic birds: small pictures with captions whose truth is known.
-
-A bird is drawn from eight attributes (`ATTRIBUTES`), and every caption names some of them. So anything a model says
-about a picture can be checked against the truth, on a laptop and without downloading a data set. `make_birds` writes
-the folder layout that AttnGAN's users have for CUB-200-2011, and `BirdTruth` reads the attributes back.
-
-A class ("species") is a combination of all attributes but the background. Which split a class belongs to depends on the
-combination alone, never on the seed or the sizes: no training set ever holds a class of a validation or test set.
-"""
+"""Plans a set of synthetic birds and writes it in the layout that AttnGAN's users have for CUB-200-2011."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 import random
-import secrets
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlm_plugin.data.birds.attributes import ATTRIBUTES, SPLITS, class_values, first_classes
+from vlm_plugin.data.birds.attributes import ATTRIBUTES, ATTRIBUTES_FILE, SPLITS, class_values, first_classes
 from vlm_plugin.data.birds.captions import draw_named, sentence
 from vlm_plugin.data.birds.drawing import draw_bird
+from vlm_plugin.files import writing_folder
 
 PICTURES_PER_CLASS = 10
 CAPTIONS_PER_PICTURE = 10
@@ -132,19 +122,13 @@ def make_birds(
     if not any(plans.values()):
         raise ValueError("train, validation, test: expected at least one picture in all, got 0")
 
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = root.parent / f".{root.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
     try:
-        _write_set(partial, plans, size, arguments, progress)
-        if root.is_dir():
-            root.rmdir()  # empty, or it would have been refused; fails if somebody filled it meanwhile
-        partial.rename(root)
+        with writing_folder(root) as folder:
+            _write_set(folder, plans, size, arguments, progress)
     except OSError:
         # Two processes (the ranks of one job, say) may make the same set at once: the second finds it made.
         if not _already_made(root, arguments):
             raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return root
 
 
@@ -163,7 +147,7 @@ def _already_made(root: Path, arguments: Mapping[str, int]) -> bool:
         )
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))
-        keys = list(json.loads((root / "attributes.json").read_text(encoding="utf-8"))["pictures"])
+        keys = list(json.loads((root / ATTRIBUTES_FILE).read_text(encoding="utf-8"))["pictures"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{root}: expected a complete set of birds, got one that cannot be read ({error})") from error
     if found != dict(arguments):
@@ -210,7 +194,7 @@ def _write_set(
         "pictures": {bird.key: bird.values for bird in birds},
         "captions": {bird.key: [list(named) for named in bird.named] for bird in birds},
     }
-    (root / "attributes.json").write_text(json.dumps(truth) + "\n", encoding="utf-8", newline="\n")
+    (root / ATTRIBUTES_FILE).write_text(json.dumps(truth) + "\n", encoding="utf-8", newline="\n")
     (root / _ARGUMENTS_FILE).write_text(json.dumps(dict(arguments)) + "\n", encoding="utf-8", newline="\n")
 
 
