@@ -188,7 +188,7 @@ def test_each_layout_is_taken_for_itself(tmp_path: Path) -> None:
     for module, writes in {**modules, "folder": [write_jsonl, write_csv, write_pairs]}.items():
         for write in writes:
             write(tmp_path / write.__name__, SPLITS)
-            assert find_layout(tmp_path / write.__name__).read.__module__ == f"vlm_plugin.data.{module}"
+            assert find_layout(tmp_path / write.__name__).read.__module__ == f"vlm_plugin.data.layouts.{module}"
 
 
 @pytest.mark.parametrize("write", INDEXED)

@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vlm_plugin.data.layouts.text import LINE_END, PICTURE_EXTENSIONS, checked_name, read_text
 from vlm_plugin.data.records import Problem, stop
+from vlm_plugin.data.text import LINE_END, PICTURE_EXTENSIONS, checked_name, read_text
 
 # Where it stands, file name and caption, neither of them checked.
 _Entries = Iterator[tuple[str, object, object]]

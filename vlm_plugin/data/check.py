@@ -14,18 +14,12 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from vlm_plugin.data import (
-    CaptionedImages,
-    Problem,
-    Record,
-    Records,
-    contact_sheet,
-    find_layout,
-    list_splits,
-    open_split,
-)
+from vlm_plugin.data.contact_sheet import contact_sheet
+from vlm_plugin.data.dataset import CaptionedImages
 from vlm_plugin.data.images import load_image, to_image
-from vlm_plugin.data.records import BadSampleError, MissingPictureError
+from vlm_plugin.data.layouts import find_layout
+from vlm_plugin.data.records import BadSampleError, MissingPictureError, Problem, Record, Records
+from vlm_plugin.data.splits import list_splits, open_split
 from vlm_plugin.matcher.vocabulary import END, MAX_WORDS, Vocabulary
 from vlm_plugin.terminal import check_outside
 

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from vlm_plugin.data.layouts.text import caption_lines, checked_name, read_text, without_extension
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
+from vlm_plugin.data.text import caption_lines, checked_name, read_text, without_extension
 
 __all__ = ["LAYOUT", "Box", "cub_splits", "is_cub", "read_boxes", "read_cub", "read_names"]
 

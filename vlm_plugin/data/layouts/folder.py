@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vlm_plugin.data.layouts.text import LINE_END, caption_lines, checked_name, read_text, without_extension
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
+from vlm_plugin.data.text import LINE_END, caption_lines, checked_name, read_text, without_extension
 
 __all__ = ["LAYOUT", "folder_splits", "is_folder", "read_folder"]
 

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from vlm_plugin.data.layouts.cub import Box, read_boxes, read_names
-from vlm_plugin.data.layouts.text import PICTURE_EXTENSIONS, caption_lines, checked_name, without_extension
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
+from vlm_plugin.data.text import PICTURE_EXTENSIONS, caption_lines, checked_name, without_extension
 from vlm_plugin.unpickle import load_pickle
 
 __all__ = ["LAYOUT", "is_originals", "originals_splits", "read_originals"]
