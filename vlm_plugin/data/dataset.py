@@ -17,7 +17,8 @@ from vlm_plugin.matcher.vocabulary import MAX_WORDS, Vocabulary
 
 # Pictures are resized to 76/64 of the wanted size and cropped, as StackGAN, AttnGAN and DF-GAN do.
 _RESIZE = (76, 64)
-_SHOWN = 60
+# Letters of a caption in messages.
+_LETTERS_SHOWN = 60
 
 
 class Sample(NamedTuple):
@@ -163,7 +164,7 @@ def _says(caption: str, vocabulary: Vocabulary) -> bool:
 
 
 def _wordless(key: str, caption: str, vocabulary: Vocabulary) -> BadSampleError:
-    shown = caption if len(caption) <= _SHOWN else caption[: _SHOWN - 3] + "..."
+    shown = caption if len(caption) <= _LETTERS_SHOWN else caption[: _LETTERS_SHOWN - 3] + "..."
     return bad(key, f"expected a caption with a word of the vocabulary ({len(vocabulary)} words), got {shown!r}")
 
 
