@@ -22,7 +22,7 @@ from vlm_plugin.files import check_writable
 from vlm_plugin.gans.config import may_have_moved
 from vlm_plugin.gans.find import find_networks, painter_of
 from vlm_plugin.gans.trainer import Trainer
-from vlm_plugin.matcher.choose import FEW, is_packaged, load_matcher, marks, unknown_words
+from vlm_plugin.matcher.choose import TOLERATED_UNKNOWN, is_packaged, load_matcher, marks, unknown_words
 from vlm_plugin.training.device import choose_device
 from vlm_plugin.training.ranks import progress
 from vlm_plugin.training.run_folder import new_run_folder
@@ -132,7 +132,7 @@ def evaluate(
     )  # fmt: skip
     # A vocabulary that both have is told of once.
     for vocabulary, name in {conditioning.vocabulary: matcher.name, examiner.vlm.vocabulary: examiner.name}.items():
-        if told := unknown_words(examination.captions, vocabulary, name, FEW):
+        if told := unknown_words(examination.captions, vocabulary, name, TOLERATED_UNKNOWN):
             print(told, flush=True)
     if lost:
         left_out = f"{len(lost)} of the split's pictures are left out, as they cannot be read"

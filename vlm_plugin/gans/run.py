@@ -34,7 +34,7 @@ from vlm_plugin.gans.loop import save_checkpoint, train_steps
 from vlm_plugin.gans.sampling import sample_with_arguments
 from vlm_plugin.gans.show import Show
 from vlm_plugin.gans.trainer import Trainer
-from vlm_plugin.matcher.choose import FEW, PACKAGED, load_matcher, marks, unknown_words
+from vlm_plugin.matcher.choose import PACKAGED, TOLERATED_UNKNOWN, load_matcher, marks, unknown_words
 from vlm_plugin.matcher.identity import fingerprint
 from vlm_plugin.terminal import check_outside, escape_unprintable
 from vlm_plugin.training.device import choose_device, choose_precision
@@ -158,7 +158,7 @@ def _run(
     if saved and saved.get("matcher_reads") not in (None, matcher.caption_fingerprint):
         raise ValueError(f"--resume {arguments.resume}: started with another vocabulary than {encoder} has now")
     looked_at = [record.captions[0] for record in records[:_LOOKED_AT]]
-    if told := unknown_words(looked_at, matcher.vocabulary, encoder, FEW):
+    if told := unknown_words(looked_at, matcher.vocabulary, encoder, TOLERATED_UNKNOWN):
         _say(told)
     if (world := distributed.world_size()) > 1:
         _say(f"{world} processes of {settings.batch} pictures each: {world * settings.batch} a step")
