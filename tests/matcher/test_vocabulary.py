@@ -197,7 +197,7 @@ def test_tokens_are_those_of_a_slow_tokenizer(vocabulary, seed):
 
 
 def test_every_single_character_as_the_slow_tokenizer(vocabulary):
-    """A sample of Unicode, after a letter and before the selector for emoji: whether it joins, stands alone or separates."""
+    """A sample of Unicode, after a letter and before the selector for emoji."""
     for code in (*range(0x80, 0x3100), *range(0x3100, 0x110000, 29)):
         # Of places that this Python or `regex` does not know, those kept for emoji and ideographs are tested above.
         if unicodedata.category(chr(code)) != "Cn" and not regex.match(r"\p{Cn}", chr(code)):
