@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vlm_plugin.files import writing
+from vlm_plugin.data.images import write_png
 
 _GAP = 6
 _FONT_SIZE = 12
@@ -59,8 +59,7 @@ def contact_sheet(
         )
         for index, line in enumerate(lines):
             draw.text((x + 2, y + width + 4 + index * line_height), line, fill="black", font=font)
-    with writing(path) as file:
-        sheet.save(file, format="PNG")
+    write_png(sheet, path)
     return Path(path)
 
 

@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from vlm_plugin.data.records import BadSampleError, MissingPictureError, bad
+from vlm_plugin.files import writing
 
 # Pillow's modes whose pixels may be transparent.
 MODES_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -94,6 +95,12 @@ def to_image(picture: Tensor, side: int | None = None) -> Image.Image:
     """A `(3, S, S)` picture in [-1, 1] as RGB, resized to `side` pixels where that is given."""
     image = Image.fromarray(to_bytes(picture.detach().float().cpu()).permute(1, 2, 0).numpy())
     return image if side is None else image.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def write_png(image: Image.Image, path: str | Path) -> None:
+    """Write a picture, whole or not at all; errors as those of `vlm_plugin.files.writing`."""
+    with writing(path) as file:
+        image.save(file, format="PNG")
 
 
 def to_bytes(pictures: Tensor) -> Tensor:

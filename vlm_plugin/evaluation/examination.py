@@ -17,7 +17,7 @@ from vlm_plugin.evaluation.distances import Inception
 from vlm_plugin.evaluation.judge import Judge
 from vlm_plugin.evaluation.painter import Painter
 from vlm_plugin.evaluation.table import Named, Table
-from vlm_plugin.files import ASSETS, write_json
+from vlm_plugin.files import ASSETS, write_json, write_text
 from vlm_plugin.matcher.choose import load_matcher
 from vlm_plugin.matcher.identity import fingerprint
 from vlm_plugin.report.album import extremes, save_gallery, scored, word_maps
@@ -195,7 +195,7 @@ class Examination:
         """
         # The notes may name a file that is no valid UTF-8.
         table = self.table.text_table() + "\n"
-        (folder / "evaluation.md").write_text(table, encoding="utf-8", errors="backslashreplace")
+        write_text(table, folder / "evaluation.md", "backslashreplace")
         write_json(self.table.content(manifest), folder / "evaluation.json")
         save_gallery(folder / "report.pt", **album)
         write_report([folder], folder / "report.html")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from torch import Tensor
 from vlm_plugin.data.captions import counted, natural_key, read_captions
 from vlm_plugin.data.images import central_square, load_image
 from vlm_plugin.features import Features
-from vlm_plugin.files import check_writable
+from vlm_plugin.files import check_writable, write_text
 from vlm_plugin.matcher.choose import load_matcher, unknown_words
 from vlm_plugin.matcher.vlm import VLM, check_scorer
 from vlm_plugin.matching import GAMMA1, GAMMA2, context_cosines, global_scores, local_scores
@@ -198,7 +197,7 @@ def write_scores(rows: Iterable[Row], path: str | Path) -> None:
     """Write rows as CSV in UTF-8, with the header `COLUMNS`.
 
     Scores have four significant digits, an absent one is an empty field; missed words stand as "wings 0.12; black
-    0.20". The file is written beside and renamed, so a kill at any moment leaves a whole one or none.
+    0.20". A kill at any moment leaves a whole file or the one before.
     """
     text = io.StringIO(newline="")
     table = csv.writer(text)
@@ -206,11 +205,8 @@ def write_scores(rows: Iterable[Row], path: str | Path) -> None:
     for row in rows:
         numbers = (row.vlms, row.local_score, row.global_score, row.general)
         table.writerow((row.file_name, row.caption, *map(_number, numbers), _sentence(row.missed)))
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
     # File names that are no valid UTF-8, and what JSON may hold, arrive with lone surrogates.
-    temporary.write_bytes(text.getvalue().encode("utf-8", "backslashreplace"))
-    os.replace(temporary, path)
+    write_text(text.getvalue(), path, "backslashreplace")
 
 
 def _sentence(missed: Sequence[tuple[str, float]]) -> str:
