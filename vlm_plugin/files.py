@@ -1,4 +1,4 @@
-"""Reading and writing files: whole or not at all, and without executing code from them."""
+"""The one room where files are read and written: whole or not at all, and without executing code from them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,160 @@ import hashlib
 import json
 import math
 import os
+import secrets
+import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
-import torch
-from torch import Tensor
+# torch is imported where it is needed: a command that writes text alone starts without it.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ASSETS = Path(__file__).parent / "assets"
+# Letters of a file's own name that its temporary one shows: with what is added it is a name that every system takes.
+_NAME_SHOWN = 40
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+class NotWrittenError(OSError):
+    """A file cannot be written; the message names it."""
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A binary file to write to, which takes the place of `path` when the block ends.
+
+    Whoever reads `path` sees what was there before or all that is written, also after a kill and where several
+    processes write it at once: each writes a file of its own, hidden and called ".part", in the same folder. The
+    permissions of what was there stay.
+
+    Raises:
+        NotWrittenError: the system refuses, also what the block writes. After this and whatever else the block raises,
+            `path` is as it was and nothing lies beside it.
+    """
+    path = Path(path)
+    temporary = _beside(path)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(path, temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except NotWrittenError:  # another file's, where several are written at once
+        raise
+    except OSError as error:
+        reason = _reason(error, temporary, path)
+        raise NotWrittenError(
+            f"{path}: expected a file that can be written, on a disk with room, got {reason}"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def writing_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `path` when the block ends; `path` may be an empty folder.
+
+    Raises:
+        OSError: a folder cannot be made, or `path` is no empty folder by then. After this and whatever else the block
+            raises, `path` is as it was and nothing lies beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        if path.is_dir():
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Find out before any work whether a file can be written: its folder is made, and an empty file beside it is tried.
+
+    Raises:
+        NotWrittenError: it cannot.
+    """
+    path = Path(path)
+    temporary = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # a name that is too long comes to light here as well
+            if stat.S_ISDIR(path.stat().st_mode):
+                raise IsADirectoryError("a folder")
+        temporary.open("xb").close()
+        temporary.unlink()
+    except OSError as error:
+        reason = _reason(error, temporary, path)
+        raise NotWrittenError(f"{path}: expected a file that can be written, got {reason}") from error
+
+
+def write_bytes(content: bytes, path: str | os.PathLike) -> None:
+    """Write a file as `writing` does; errors as its."""
+    with writing(path) as file:
+        file.write(content)
+
+
+def write_text(text: str, path: str | os.PathLike, errors: str = "surrogatepass") -> None:
+    """Write UTF-8, line ends as they are; errors as those of `writing`.
+
+    Args:
+        text: the content.
+        path: the file.
+        errors: what becomes of lone surrogates, as file names have them that are no valid UTF-8.
+    """
+    write_bytes(text.encode("utf-8", errors), path)
+
+
+def write_json(content: object, path: str | os.PathLike) -> None:
+    """Write indented JSON; errors as those of `writing`."""
+    # Captions and file names may hold lone surrogates: a backslash escape is JSON's own way to write one.
+    write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", path, "backslashreplace")
+
+
+def write_file(content: object, path: str | os.PathLike) -> None:
+    """`torch.save` to a file that `read_file` and `read_checkpoint` read; errors as those of `writing`."""
+    import torch
+
+    with writing(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's own for a full disk
+            raise OSError(str(error)) from error
+
+
+def _beside(path: Path) -> Path:
+    """A name in the same folder that no other writer has, and that no reader takes for data if a kill leaves it."""
+    return path.with_name(f".{path.name[:_NAME_SHOWN]}.{os.getpid()}.{secrets.token_hex(4)}.part")
+
+
+def _reason(error: OSError, temporary: Path, path: Path) -> str:
+    """The error in one short line, about the file that was asked for."""
+    return " ".join(str(error).replace(str(temporary), str(path)).split())[:300]
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in a folder written to disk, where the system can."""
+    with contextlib.suppress(OSError):  # Windows, and some file systems
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
 
 
 def read_checkpoint(path: str | os.PathLike, expected_format: str, newest_version: int) -> dict:
@@ -37,29 +184,26 @@ def read_file(path: str | os.PathLike, what: str) -> object:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    import torch
+
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path}: not a readable {what} ({type(error).__name__})") from error
 
 
-def write_file(content: object, path: str | os.PathLike) -> None:
-    """`torch.save` to a file beside `path`, then rename, so that a kill at any moment leaves a whole file.
+def check_content(content: object, path: str | os.PathLike, expected_format: str, newest_version: int) -> dict:
+    """What `read_checkpoint` returns, out of a file that is read already.
+
+    Args:
+        content: what the file holds.
+        path: the file, for messages.
+        expected_format: what its "format" should say.
+        newest_version: the newest "version" that this release reads.
 
     Raises:
-        OSError: the file cannot be written; the message names it.
+        ValueError: another format, a version that is missing or newer, or weights that are not finite.
     """
-    path = Path(path)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        torch.save(content, temporary)
-    except RuntimeError as error:  # torch's own for a missing folder, missing rights and a full disk alike
-        reason = " ".join(str(error).split())[:300]
-        raise OSError(f"{path}: expected a file that can be written, on a disk with room, got {reason}") from error
-    os.replace(temporary, path)
-
-
-def check_content(content: object, path: str | os.PathLike, expected_format: str, newest_version: int) -> dict:
     found = content.get("format") if isinstance(content, dict) else None
     if found != expected_format:
         raise ValueError(f"{path}: expected a {expected_format} file, got {found or 'something else'}")
@@ -98,6 +242,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         OSError: the file cannot be opened.
         ValueError: the file holds something else.
     """
+    import torch
+
     name = os.fspath(path)
     with open(name, "rb") as file:
         try:
@@ -106,7 +252,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             # Damaged or foreign files fail with nearly any type of exception.
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             raise ValueError(f"{name}: expected a file of network weights, but reading it failed ({reason})") from error
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not state or not all(map(torch.is_tensor, state.values())):
         raise ValueError(f"{name}: expected a state dict (parameter name -> Tensor), got {type(state).__name__}")
     return dict(state)
 
@@ -118,42 +264,31 @@ def not_finite(content: object, name: str = "") -> str | None:
         content: numbers and tensors, in mappings of any depth; whatever else is passed over.
         name: what `content` is called; the keys that lead to a value follow, with dots between.
     """
+    import torch
+
     if isinstance(content, Mapping):
         named = (not_finite(value, f"{name}.{key}" if name else str(key)) for key, value in content.items())
         return next(filter(None, named), None)
-    if isinstance(content, Tensor):
+    if torch.is_tensor(content):
         return None if bool(content.isfinite().all()) else name
     return name if isinstance(content, float) and not math.isfinite(content) else None
 
 
-def check_writable(path: str | os.PathLike) -> None:
-    """Find out before any work whether a file can be written: its folder is made, and an empty file beside it is tried.
+@contextlib.contextmanager
+def whole(path: str | os.PathLike) -> Iterator[None]:
+    """Name the file when its content is not what was written there, whatever that leads to.
 
     Raises:
-        OSError: it cannot; the message names the file.
+        ValueError: in place of what the block raises when a key, a type or the text of the file is another.
     """
-    path = Path(path)
-    # The name under which files here are written before they are renamed.
-    temporary = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.open("ab").close()
-        temporary.unlink()
-    except OSError as error:
-        raise OSError(f"{path}: expected a file that can be written, got {error}") from error
+        yield
+    except (LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: damaged, or written by another release ({reason})") from error
 
 
-def write_json(content: object, path: str | os.PathLike) -> None:
-    """Indented JSON, written beside and renamed."""
-    # Captions and file names may hold lone surrogates: a backslash escape is JSON's own way to write one.
-    write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", Path(path), "backslashreplace")
-
-
-def write_text(text: str, path: Path, errors: str = "surrogatepass") -> None:
-    temporary = path.with_name(path.name + ".part")
-    # File names that are no valid UTF-8 arrive with lone surrogates.
-    temporary.write_bytes(text.encode("utf-8", errors))
-    os.replace(temporary, path)
+# ------------------------------------------------------------------------------------------------------------- names
 
 
 def digest(lines: Iterable[str]) -> str:
@@ -161,11 +296,6 @@ def digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[None]:
-    """Name the file when its content is not what was written there, whatever that leads to."""
-    try:
-        yield
-    except (LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path}: damaged, or written by another release ({reason})") from error
+def caption_id(caption: str) -> int:
+    """An id of a caption's text, 0 to 2^63 - 1: the same in every process and on every machine."""
+    return int.from_bytes(hashlib.sha256(caption.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1

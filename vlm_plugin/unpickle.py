@@ -19,7 +19,7 @@ import numpy as np
 
 __all__ = ["load_pickle"]
 
-_ADMITTED = "lists, tuples, dicts, sets, strings, bytes, numbers, None and numpy arrays"
+_CONTENT = "lists, tuples, dicts, sets, strings, bytes, numbers, None and numpy arrays"
 # Type codes as numpy writes them, without the byte order: booleans, (unsigned) integers, floats, complex numbers, byte
 # strings, text and objects. Records, sub-arrays and dates are left out: no metadata file here needs them.
 _TYPE_CODE = re.compile(r"[<>=|]?(b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SUa]\d{1,9}|O[48]?)")
@@ -44,15 +44,6 @@ class _Builder:
 
     def __call__(self, *args: object) -> object:
         return self._build(*args)
-
-    def __setstate__(self, state: object) -> None:
-        raise _RefusedError("a state is set on a function or type")
-
-
-class _NdarrayName:
-    """Stands for the type `numpy.ndarray`, which pickles pass to numpy's `_reconstruct`."""
-
-    __slots__ = ()
 
     def __setstate__(self, state: object) -> None:
         raise _RefusedError("a state is set on a function or type")
@@ -94,7 +85,7 @@ class _Array:
     __slots__ = ("_state",)
 
     def __init__(self, subtype: object, shape: object = (0,), code: object = b"b") -> None:
-        if not isinstance(subtype, _NdarrayName):
+        if subtype is not _NDARRAY:
             raise _RefusedError(f"a numpy array of type {type(subtype).__name__}")
         self._state: tuple[Any, ...] | None = None
 
@@ -164,28 +155,33 @@ def _encode(text: object, encoding: object = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _empty_bytes() -> bytes:
-    """`bytes()`: what the old protocols write for empty bytes. With arguments it could allocate without limit."""
-    return b""
+def _refused(*_: object) -> object:
+    raise _RefusedError("a numpy array made by a call of its type")
 
 
-_NDARRAY = _NdarrayName()
-_NAMES: dict[tuple[str, str], object] = {
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _Builder(_Dtype),
-    ("_codecs", "encode"): _Builder(_encode),
+# Only to be passed to numpy's `_reconstruct`.
+_NDARRAY = _Builder(_refused)
+_NUMPY = {"ndarray": _NDARRAY, "dtype": _Builder(_Dtype)}
+_MULTIARRAY = {**_NUMPY, "_reconstruct": _Builder(_Array), "scalar": _Builder(_scalar)}
+_NUMERIC = {"_frombuffer": _Builder(_from_buffer)}
+_BUILTINS = {
+    "set": _Builder(set),
+    "frozenset": _Builder(frozenset),
+    "complex": _Builder(complex),
+    # As the old protocols write empty bytes. With arguments it could allocate without limit.
+    "bytes": _Builder(lambda: b""),
 }
-for _core in ("numpy.core", "numpy._core"):
-    _NAMES[_core + ".multiarray", "_reconstruct"] = _Builder(_Array)
-    _NAMES[_core + ".multiarray", "scalar"] = _Builder(_scalar)
-    _NAMES[_core + ".multiarray", "ndarray"] = _NDARRAY
-    _NAMES[_core + ".multiarray", "dtype"] = _Builder(_Dtype)
-    _NAMES[_core + ".numeric", "_frombuffer"] = _Builder(_from_buffer)
-for _builtins in ("builtins", "__builtin__"):
-    _NAMES[_builtins, "set"] = _Builder(set)
-    _NAMES[_builtins, "frozenset"] = _Builder(frozenset)
-    _NAMES[_builtins, "complex"] = _Builder(complex)
-    _NAMES[_builtins, "bytes"] = _Builder(_empty_bytes)
+# Module -> name -> what stands for it: all that a pickle may name, as numpy 1 and 2 and Python 2 and 3 write it.
+_ADMITTED: dict[str, dict[str, _Builder]] = {
+    "numpy": _NUMPY,
+    "numpy.core.multiarray": _MULTIARRAY,
+    "numpy._core.multiarray": _MULTIARRAY,
+    "numpy.core.numeric": _NUMERIC,
+    "numpy._core.numeric": _NUMERIC,
+    "builtins": _BUILTINS,
+    "__builtin__": _BUILTINS,
+    "_codecs": {"encode": _Builder(_encode)},
+}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -195,7 +191,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> object:
         """The builder for `module.name`, or a refusal; nothing is ever imported."""
-        builder = _NAMES.get((module, name))
+        builder = _ADMITTED.get(module, {}).get(name)
         if builder is None:
             raise _RefusedError(f"{module}.{name}")
         self.uses_names = True
@@ -208,12 +204,12 @@ def _resolve(value: object, memo: dict[int, tuple[object, object]]) -> object:
     `memo` maps the id of a visited object to (the object, its replacement). It keeps the object alive, so that no id is
     used twice, and ends the walk on containers that contain themselves.
     """
-    if not isinstance(value, (list, tuple, dict, set, frozenset, _Array, _Dtype, _Builder, _NdarrayName)):
+    if not isinstance(value, (list, tuple, dict, set, frozenset, _Array, _Dtype, _Builder)):
         return value
     if id(value) in memo:
         return memo[id(value)][1]
     result: object = value
-    if isinstance(value, (_Builder, _NdarrayName)):
+    if isinstance(value, _Builder):
         raise _RefusedError("a bare function or type")
     if isinstance(value, (list, dict, set)):
         memo[id(value)] = (value, value)
@@ -276,7 +272,7 @@ def load_pickle(path: str | os.PathLike[str]) -> object:
                 file.seek(0)
                 return _load(file, "latin1")
         except _RefusedError as refusal:
-            raise ValueError(f"{name}: refused to load {refusal}; this pickle may hold only {_ADMITTED}") from None
+            raise ValueError(f"{name}: refused to load {refusal}; this pickle may hold only {_CONTENT}") from None
         except Exception as error:
             # A damaged pickle can fail with nearly any type of exception: EOFError, KeyError, OverflowError, ...
             reason = f"{type(error).__name__}: {error}"[:200]

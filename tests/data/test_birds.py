@@ -317,7 +317,7 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
             raise KeyboardInterrupt
         return Image.new("RGB", (16, 16))
 
-    monkeypatch.setattr("vlm_plugin.data.birds.drawing.draw_bird", failing)
+    monkeypatch.setattr("vlm_plugin.data.birds.make.draw_bird", failing)
     with pytest.raises(KeyboardInterrupt):
         make_birds(tmp_path / "set", 10, 0, 0, size=16)
     assert not list(tmp_path.iterdir())

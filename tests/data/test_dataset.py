@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from vlm_plugin.data import CaptionedImages, Record, Records, collate, open_split
-from vlm_plugin.data.dataset import Collate, caption_id
+from vlm_plugin.data.dataset import Collate
 from vlm_plugin.data.images import load_image
 from vlm_plugin.data.records import BadSampleError, MissingPictureError
+from vlm_plugin.files import caption_id
 from vlm_plugin.matcher.vocabulary import Vocabulary
 
 
@@ -245,6 +246,19 @@ def test_unreadable_exif_leaves_the_picture_as_it_is(tmp_path: Path, extension: 
     image = load_image(path)
     assert image.size == (48, 32)
     assert corners(image) == [WHITE] * 4
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
+def test_a_sound_orientation_counts_whatever_other_notes_are(tmp_path: Path, extension: str) -> None:
+    """`ImageOps.exif_transpose` gives up here: it writes the other notes anew."""
+    width = b"\x00\x01\x01\x00\x01\x00\x00\x00\xff\xff\xff\xff"  # a byte, where numbers are expected
+    turned = b"\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00"
+    path = tmp_path / f"picture.{extension}"
+    exif = b"Exif\0\0II*\x00\x08\x00\x00\x00\x02\x00" + width + turned + bytes(4)
+    Image.new("RGB", (48, 32), WHITE).save(path, exif=exif)
+    assert load_image(path).size == (32, 48)
+    with Image.open(path) as image, pytest.raises(struct.error):
+        ImageOps.exif_transpose(image)
 
 
 @pytest.mark.parametrize(

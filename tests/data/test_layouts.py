@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import multiprocessing
 import pickle
+import pkgutil
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_plugin.data import CaptionedImages, Problem, Record, Records, find_layout, list_splits, open_split
+from vlm_plugin.data import CaptionedImages, Problem, Record, Records, find_layout, layouts, list_splits, open_split
 from vlm_plugin.data.records import stop
 
 
@@ -188,7 +190,16 @@ def test_each_layout_is_taken_for_itself(tmp_path: Path) -> None:
     for module, writes in {**modules, "folder": [write_jsonl, write_csv, write_pairs]}.items():
         for write in writes:
             write(tmp_path / write.__name__, SPLITS)
-            assert find_layout(tmp_path / write.__name__).read.__module__ == f"vlm_plugin.data.{module}"
+            assert find_layout(tmp_path / write.__name__).read.__module__ == f"vlm_plugin.data.layouts.{module}"
+
+
+def test_every_module_of_the_room_is_a_layout() -> None:
+    found = [
+        importlib.import_module(f"{layouts.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(layouts.__path__)
+    ]
+    assert {module.LAYOUT for module in found} == set(layouts.LAYOUTS)
+    assert len({layout.looks_like for layout in layouts.LAYOUTS}) == len(found)
 
 
 @pytest.mark.parametrize("write", INDEXED)

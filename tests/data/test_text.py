@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from vlm_plugin.data import Problem
-from vlm_plugin.data.layouts.text import caption_lines, checked_name, read_text, without_extension
 from vlm_plugin.data.records import stop
+from vlm_plugin.data.text import caption_lines, checked_name, read_text, without_extension
 
 
 def test_text_that_is_utf8_is_no_problem(tmp_path: Path) -> None:

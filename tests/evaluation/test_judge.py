@@ -107,7 +107,7 @@ def test_a_finished_judge_is_left_alone_and_anything_else_refused(
 
 def test_without_a_place_for_the_file_nothing_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlm_plugin.evaluation.judge.Judge", None)
-    (tmp_path / "judge.pt.part").mkdir()
+    monkeypatch.setattr("vlm_plugin.files._beside", lambda path: path / "nowhere")  # as if rights were missing
     with pytest.raises(OSError, match=rf"^{tmp_path / 'judge.pt'}: expected a file that can be written, got "):
         train_judge(tiny.birds(), tmp_path / "judge.pt", device="cpu")
 

@@ -552,7 +552,7 @@ def test_without_a_place_for_the_table_nothing_is_scored(
     monkeypatch.setattr("vlm_plugin.evaluation.score.score", None)
     folder = paint(tmp_path / "pictures", "1.png")
     (tmp_path / "file").write_text("a bird", encoding="utf-8")
-    (tmp_path / "taken.csv.part").mkdir()
+    monkeypatch.setattr("vlm_plugin.files._beside", lambda path: path / "nowhere")  # as if rights were missing
     with pytest.raises(OSError, match=rf"^{tmp_path / where}: expected a file that can be written, got "):
         command(
             "--vlm", tiny.matcher(), "--images", folder, "--captions", tmp_path / "file", "--out", tmp_path / where,

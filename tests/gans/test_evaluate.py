@@ -337,7 +337,7 @@ def test_without_a_place_for_results_nothing_is_scored(
 ) -> None:
     monkeypatch.setattr("vlm_plugin.gans.evaluate.Examination", None)
     (tmp_path / "file").write_text("no folder")
-    (run / "evaluation.json.part").mkdir()
+    monkeypatch.setattr("vlm_plugin.files._beside", lambda path: path / "nowhere")
     for out, there in ((None, run), (tmp_path / "file" / "ev", tmp_path / "file" / "ev")):
         message = rf"^{there / 'evaluation.json'}: expected a file that can be written, got "
         with pytest.raises(OSError, match=message):

@@ -54,7 +54,8 @@ def test_the_packaged_matcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assets = tmp_path / "assets"
     assets.mkdir()
     tiny.build_matcher(1).save(assets / "birds.vlm.pt")
-    monkeypatch.setattr("vlm_plugin.files.ASSETS", assets)
+    for module in ("vlm_plugin.files", "vlm_plugin.matcher.choose"):
+        monkeypatch.setattr(f"{module}.ASSETS", assets)
     monkeypatch.chdir(tmp_path)
     shutil.copy(tiny.matcher(), PACKAGED)
     packaged = VLM.load(assets / "birds.vlm.pt").fingerprint

@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -428,7 +429,7 @@ def test_code_in_a_file_is_refused_and_does_not_run(saved, tmp_path, writer):
 
 def test_a_failed_save_leaves_the_old_file(saved, monkeypatch):
     before = saved.read_bytes()
-    monkeypatch.setattr(torch, "save", lambda content, path: (open(path, "wb").write(b"half"), 1 / 0))  # noqa: SIM115
+    monkeypatch.setattr(torch, "save", lambda content, file: (file.write(b"half"), 1 / 0))
     with pytest.raises(ZeroDivisionError):
         make_vlm(1).save(saved)
     assert saved.read_bytes() == before
@@ -441,11 +442,12 @@ def test_a_save_that_cannot_be_written_names_the_file(saved):
 
 
 @pytest.mark.full_disk
-def test_a_full_disk_names_the_file_and_leaves_the_old_one(saved):
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(saved, monkeypatch):
     before = saved.read_bytes()
-    saved.with_name("x.vlm.pt.part").symlink_to("/dev/full")
-    with pytest.raises(OSError, match=rf"^{re.escape(str(saved))}: expected .* on a disk with room, got \S"):
-        make_vlm(1).save(saved)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "open", lambda self, mode: open("/dev/full", "wb"))  # noqa: SIM115
+        with pytest.raises(OSError, match=rf"^{re.escape(str(saved))}: expected .* on a disk with room, got \S"):
+            make_vlm(1).save(saved)
     assert saved.read_bytes() == before
 
 

@@ -32,9 +32,9 @@ from vlm_plugin.data.birds.captions import said_by
 from vlm_plugin.data.birds.drawing import draw_bird
 from vlm_plugin.data.birds.make import plan_birds
 from vlm_plugin.data.birds.truth import true_pairs
-from vlm_plugin.data.dataset import caption_id
 from vlm_plugin.evaluation.judge import Judge, attribute_accuracy
 from vlm_plugin.evaluation.score import score
+from vlm_plugin.files import caption_id
 from vlm_plugin.metrics.attribute_accuracy import AttributeAccuracy
 from vlm_plugin.metrics.base import mean_and_spread
 from vlm_plugin.metrics.r_precision import RPrecision, caption_ids, different_groups

@@ -585,7 +585,7 @@ def test_a_finished_matcher_is_left_alone_and_anything_else_refused(
     whole = pretrain(tiny.birds(), out, **options)
     before = out.read_bytes()
     monkeypatch.setattr("vlm_plugin.pretraining.pretrain.step_losses", None)  # nothing trains from here on
-    out.with_name(out.name + ".part").mkdir()  # nor is anything written
+    monkeypatch.setattr("vlm_plugin.files._beside", None)  # nor is anything written
     capsys.readouterr()
     assert pretrain(tiny.birds(), out, **options).fingerprint == whole.fingerprint
     assert capsys.readouterr().out == f"{out}: finished already\n"
@@ -614,7 +614,7 @@ def test_without_a_place_for_the_matcher_nothing_trains(
 ) -> None:
     monkeypatch.setattr("vlm_plugin.pretraining.pretrain.Evaluator", None)
     (tmp_path / "file").write_text("no folder")
-    (tmp_path / "taken.vlm.pt.part").mkdir()
+    monkeypatch.setattr("vlm_plugin.files._beside", lambda path: path / "nowhere")  # as if rights were missing
     words = ["--data", tiny.birds(), "--out", tmp_path / where, "--device", "cpu"]
     assert main(["pretrain", *map(str, words)]) == 2
     error = capsys.readouterr().err

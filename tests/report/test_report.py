@@ -902,7 +902,7 @@ def test_without_a_place_for_the_page_none_is_made(
 ) -> None:
     monkeypatch.setattr("vlm_plugin.report.report.render", None)
     (tmp_path / "file").write_text("no folder")
-    (tmp_path / "taken.html.part").mkdir()
+    monkeypatch.setattr("vlm_plugin.files._beside", lambda path: path / "nowhere")  # as if rights were missing
     with pytest.raises(OSError, match=rf"^{tmp_path / where}: expected a file that can be written, got "):
         write_report([run], tmp_path / where)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -24,7 +22,6 @@ from vlm_plugin import distributed
 from vlm_plugin.data import CaptionedImages, collate, open_split
 from vlm_plugin.data.dataset import Batch, Sample
 from vlm_plugin.data.records import BadSampleError
-from vlm_plugin.files import check_writable, not_finite, write_json
 from vlm_plugin.gans.loop import ramp
 from vlm_plugin.gans.trainer import update_average
 from vlm_plugin.training.device import autocast, choose_device, choose_precision
@@ -321,14 +318,6 @@ def test_what_was_left_out_is_listed_where_it_lies_now(tmp_path: Path) -> None:
     assert LeftOut(path, keep=True).names == expected
 
 
-def test_json_is_utf_8_whatever_it_holds(tmp_path: Path) -> None:
-    content = {"caption": "ein Vögelchen 🐦 \ud83d \udcff"}
-    write_json(content, tmp_path / "a.json")
-    text = (tmp_path / "a.json").read_text(encoding="utf-8")
-    assert "ein Vögelchen 🐦 \\ud83d \\udcff" in text
-    assert json.loads(text) == content
-
-
 def test_only_rank_0_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     LeftOut(tmp_path / "skipped.txt", keep=True).add(["a"])
     monkeypatch.setattr(distributed, "rank", lambda: 1)
@@ -426,15 +415,6 @@ def test_ramp(step: int, start: int, length: int, expected: float) -> None:
     assert ramp(step, start, length) == expected
 
 
-def test_the_first_value_that_is_no_number_is_named() -> None:
-    fine = {"a": torch.ones(3), "b": {0: {"step": 1.0}}, "text": "nan", "none": None, "whole": torch.tensor([1, 2])}
-    assert not_finite(fine) is None
-    broken = {"later": float("inf"), "last": torch.tensor([0.0, float("nan")])}
-    assert not_finite(fine | broken) == "later"
-    assert not_finite({"fine": fine, "adam": {"state": {7: broken}}}) == "adam.state.7.later"
-    assert not_finite({"last": broken["last"]}) == "last"
-
-
 def test_stop_signal_is_noticed_once_and_given_back() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
@@ -453,53 +433,6 @@ def test_signals_are_given_back_after_an_error() -> None:
         assert signal.getsignal(signal.SIGTERM) != before
         raise RuntimeError
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_place_to_write_to_is_left_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b" / "x.pt"
-    check_writable(path)
-    assert list(path.parent.iterdir()) == []
-    path.write_text("old")
-    check_writable(path)
-    assert [(p.name, p.read_text()) for p in path.parent.iterdir()] == [("x.pt", "old")]
-
-
-@pytest.mark.parametrize("where", ["file/x.pt", "file/below/x.pt", "taken.pt"])
-def test_no_place_to_write_to_is_named(tmp_path: Path, where: str) -> None:
-    """Whoever runs this: rights, which do not stop everybody, are the next test's."""
-    (tmp_path / "file").write_text("no folder")
-    (tmp_path / "taken.pt.part").mkdir()
-    path = tmp_path / where
-    with pytest.raises(OSError, match=rf"^{re.escape(str(path))}: expected a file that can be written, got \S"):
-        check_writable(path)
-    assert (tmp_path / "file").read_text() == "no folder"
-
-
-@pytest.mark.parametrize("what", ["open", "mkdir"])
-def test_a_folder_without_the_right_to_write_is_named(
-    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(self: Path, *_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied", str(self))
-
-    monkeypatch.setattr(Path, what, refuse)
-    path = tmp_path / "x.pt"
-    with pytest.raises(OSError, match=rf"^{re.escape(str(path))}: expected .*, got .*Permission denied: '{tmp_path}"):
-        check_writable(path)
-
-
-def test_failed_json_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "options.json"
-    write_json({"name": "ä", "list": [1, None]}, path)
-    with pytest.raises(TypeError):
-        write_json({"bad": {1, 2}}, path)
-    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "ä", "list": [1, None]}
-
-
-def test_json_of_a_name_that_is_no_utf8_can_be_read_by_anyone(tmp_path: Path) -> None:
-    path, content = tmp_path / "options.json", {"data": os.fsdecode(b"caf\xe9"), "out": "caf\xe9"}
-    write_json(content, path)
-    assert json.loads(path.read_text(encoding="utf-8")) == content
 
 
 def test_run_folders_are_numbered(tmp_path: Path) -> None:

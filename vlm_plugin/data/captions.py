@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -11,37 +9,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vlm_plugin.data.layouts.text import LINE_END, PICTURE_EXTENSIONS, checked_name, read_text
 from vlm_plugin.data.records import Problem, stop
+from vlm_plugin.data.tables import BrokenTableError, csv_rows, lines_of
+from vlm_plugin.data.text import LINE_END, PICTURE_EXTENSIONS, checked_name, is_picture, read_text
 
+# The extensions of tables; any other file has one caption a line.
+TABLES = (".csv", ".tsv", ".jsonl", ".json")
 # Where it stands, file name and caption, neither of them checked.
 _Entries = Iterator[tuple[str, object, object]]
-
-
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sorts names as people do: "2.png" before "10.png"."""
-    # Text and digits alternate, so that a number never meets a text.
-    parts = [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
-    return parts, name
-
-
-def list_pictures(folder: str | Path) -> list[str]:
-    """Paths of the pictures within a folder and its subfolders, in natural order; hidden files are left out.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: there are no pictures in it.
-    """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: expected a folder of pictures, found no such folder")
-    names = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found = (n for n in files if not n.startswith(".") and os.path.splitext(n)[1].lower() in PICTURE_EXTENSIONS)
-        names += [Path(parent, name).relative_to(folder).as_posix() for name in found]
-    if not names:
-        raise ValueError(f"{folder}: expected pictures ({', '.join(PICTURE_EXTENSIONS)}), found none")
-    return sorted(names, key=natural_key)
 
 
 def read_captions(path: str | Path, images: str | Path) -> dict[str, str]:
@@ -68,7 +43,8 @@ def read_captions(path: str | Path, images: str | Path) -> dict[str, str]:
     listed = list_pictures(images)
     text = read_text(path, _complain)
     known, result = set(listed), {}
-    for where, name, caption in _READERS.get(path.suffix.lower(), _plain)(path, text, listed):
+    entries = _entries(path, text) if path.suffix.lower() in TABLES else _plain(path, text, listed)
+    for where, name, caption in entries:
         caption = _caption(where, caption)
         # A name that the folder has is right as it stands, whatever characters are in it.
         key = name if isinstance(name, str) and name in known else checked_name(where, name, stop)
@@ -87,70 +63,67 @@ def table_captions(path: str | Path) -> list[str]:
         ValueError: it is not what its extension says, or a caption is empty. The message names the file.
     """
     path = Path(path)
-    entries = _READERS[path.suffix.lower()](path, read_text(path, _complain), ())
+    entries = _entries(path, read_text(path, _complain))
     return [_caption(where, caption) for where, _, caption in entries]
 
 
-def _caption(where: str, caption: object) -> str:
-    if not isinstance(caption, str):
-        raise ValueError(f"{where}: expected a caption, got {caption!r:.80} of type {type(caption).__name__}")
-    if not caption.strip():
-        raise ValueError(f"{where}: expected a caption, got an empty one")
-    return caption.strip()
+def list_pictures(folder: str | Path) -> list[str]:
+    """Paths of the pictures within a folder and its subfolders, in natural order; hidden files are left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there are no pictures in it.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: expected a folder of pictures, found no such folder")
+    names = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found = (name for name in files if is_picture(name) and not name.startswith("."))
+        names += [Path(parent, name).relative_to(folder).as_posix() for name in found]
+    if not names:
+        raise ValueError(f"{folder}: expected pictures ({', '.join(PICTURE_EXTENSIONS)}), found none")
+    return sorted(names, key=natural_key)
 
 
-def _complain(problem: Problem) -> None:
-    stop(problem)
-    warnings.warn(f"{problem.where}: {problem.what}", stacklevel=3)
-
-
-def _check_complete(path: Path, images: str | Path, listed: Sequence[str], captions: Mapping[str, str]) -> None:
-    known = set(listed)
-    problems = []
-    if lost := [name for name in captions if name not in known and not Path(images, name).is_file()]:
-        problems.append(f"{counted(lost, 'caption')} without a picture (the first: {lost[0]})")
-    if bare := [name for name in listed if name not in captions]:
-        problems.append(f"{counted(bare, 'picture')} without a caption (the first: {bare[0]})")
-    if problems:
-        raise ValueError(f"{path}: expected one caption for each picture in {images}, got {' and '.join(problems)}")
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """A key that sorts names as people do: "2.png" before "10.png"."""
+    # Text and digits alternate, so that a number never meets a text.
+    parts = [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
+    return parts, name
 
 
 def counted(items: Sequence, noun: str) -> str:
+    """Their number and what they are, as in "1 picture" and "2 pictures"."""
     return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
 
 
-def _table(path: Path, text: str, delimiter: str) -> _Entries:
-    # Strict, or a stray quotation mark would swallow all rows up to the next one.
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+def _entries(path: Path, text: str) -> _Entries:
+    """What a table holds, by its extension."""
+    extension = path.suffix.lower()
+    if extension == ".json":
+        return _json(path, text)
+    return _json_lines(path, text) if extension == ".jsonl" else _csv(path, text, "\t" if extension == ".tsv" else ",")
+
+
+def _csv(path: Path, text: str, delimiter: str) -> _Entries:
+    rows = csv_rows(text, delimiter)
     try:
-        header = [name.strip() for name in next(rows, [])]
+        header = [name.strip() for name in next(rows, (0, []))[1]]
         title = "caption" if "caption" in header else "text"
         if "file_name" not in header or title not in header:
             raise ValueError(f"{path}: expected a header with file_name and caption (or text), got {header!r:.200}")
-        for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            if not row:
-                continue
+        for line, row in rows:
+            where = f"{path}, line {line}"
             if len(row) != len(header):
                 raise ValueError(f"{where}: expected {len(header)} fields as in the header, got {len(row)}")
             yield where, row[header.index("file_name")], row[header.index(title)]
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {rows.line_num}: expected a table, but reading it failed ({error})") from None
+    except BrokenTableError as error:
+        raise ValueError(f"{path}, line {error.last}: expected a table, but reading it failed ({error})") from None
 
 
-def _csv(path: Path, text: str, _: Sequence[str]) -> _Entries:
-    return _table(path, text, ",")
-
-
-def _tsv(path: Path, text: str, _: Sequence[str]) -> _Entries:
-    return _table(path, text, "\t")
-
-
-def _json_lines(path: Path, text: str, _: Sequence[str]) -> _Entries:
-    # Not splitlines(): a caption may hold characters that it takes for line ends.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+def _json_lines(path: Path, text: str) -> _Entries:
+    for number, line in lines_of(text):
         where = f"{path}, line {number}"
         content = _parsed(where, line)
         if "file_name" not in content or not {"caption", "text"} & content.keys():
@@ -158,7 +131,7 @@ def _json_lines(path: Path, text: str, _: Sequence[str]) -> _Entries:
         yield where, content["file_name"], content.get("caption", content.get("text"))
 
 
-def _json(path: Path, text: str, _: Sequence[str]) -> _Entries:
+def _json(path: Path, text: str) -> _Entries:
     for name, caption in _parsed(path, text).items():
         yield f"{path}, {name!r:.80}", name, caption
 
@@ -192,7 +165,25 @@ def _plain(path: Path, text: str, listed: Sequence[str]) -> _Entries:
         yield f"{path}, line {number}", name, line
 
 
-_READERS = {".csv": _csv, ".tsv": _tsv, ".jsonl": _json_lines, ".json": _json}
+def _caption(where: str, caption: object) -> str:
+    if not isinstance(caption, str):
+        raise ValueError(f"{where}: expected a caption, got {caption!r:.80} of type {type(caption).__name__}")
+    if not caption.strip():
+        raise ValueError(f"{where}: expected a caption, got an empty one")
+    return caption.strip()
 
 
-TABLES = tuple(_READERS)
+def _check_complete(path: Path, images: str | Path, listed: Sequence[str], captions: Mapping[str, str]) -> None:
+    known = set(listed)
+    problems = []
+    if lost := [name for name in captions if name not in known and not Path(images, name).is_file()]:
+        problems.append(f"{counted(lost, 'caption')} without a picture (the first: {lost[0]})")
+    if bare := [name for name in listed if name not in captions]:
+        problems.append(f"{counted(bare, 'picture')} without a caption (the first: {bare[0]})")
+    if problems:
+        raise ValueError(f"{path}: expected one caption for each picture in {images}, got {' and '.join(problems)}")
+
+
+def _complain(problem: Problem) -> None:
+    stop(problem)
+    warnings.warn(f"{problem.where}: {problem.what}", stacklevel=3)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -14,26 +14,23 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from vlm_plugin.data import (
-    CaptionedImages,
-    Problem,
-    Record,
-    Records,
-    contact_sheet,
-    find_layout,
-    list_splits,
-    open_split,
-)
-from vlm_plugin.data.images import load_image, to_image
-from vlm_plugin.data.records import BadSampleError, MissingPictureError
+from vlm_plugin.data.contact_sheet import contact_sheet
+from vlm_plugin.data.dataset import CaptionedImages
+from vlm_plugin.data.images import MODES_WITH_ALPHA, load_image, orientation, to_image
+from vlm_plugin.data.layouts import find_layout
+from vlm_plugin.data.records import BadSampleError, MissingPictureError, Problem, Record, Records
+from vlm_plugin.data.splits import list_splits, open_split
+from vlm_plugin.files import write_text
 from vlm_plugin.matcher.vocabulary import END, MAX_WORDS, Vocabulary
 from vlm_plugin.terminal import check_outside
 
 SHEET_PICTURES, SHEET_COLUMNS, SHEET_SIZE = 24, 6, 192
+# Letters of a caption that the sheet shows.
+SHEET_LETTERS = 200
+# Findings of a kind that are printed.
 PRINTED = 10
 # A shorter side below this leaves the encoders little to see.
-SMALL = 32
-_ORIENTATION = 0x0112
+SMALL_SIDE = 32
 _WHAT_HAPPENS = {
     "EXIF rotation": "turned upright, as its EXIF notes say",
     "transparency": "laid over white",
@@ -123,9 +120,7 @@ def check(root: str | Path) -> Report:
     names = [*known, *sorted(there.difference(known))]
     own = layout.splits(root)
     splits: list[Split] = []
-    good: dict[str, list[Record]] = {}
-    files: dict[tuple[int, str], list[tuple[str, Path]]] = {}
-    sized: dict[int, list[tuple[str, Path]]] = defaultdict(list)
+    looked: dict[str, list[tuple[Record, _Look]]] = {}
     words: dict[str, dict[str, int]] = {}
     for name in names:
         if name == "train" and "train" not in own:
@@ -137,19 +132,98 @@ def check(root: str | Path) -> Report:
         found = [finding for look in looks for finding in look.findings]
         findings |= dict.fromkeys(found + told)
         splits.append(_statistics(name, records, looks, words[name], lengths))
-        good[name] = [record for record, look in zip(records, looks, strict=True) if look.size is not None]
-        for record, look in zip(records, looks, strict=True):
-            if look.bytes:
-                sized[look.bytes].append((name, record.image))
-    for same_size in sized.values():
-        if len(same_size) > 1:  # only those can be equal, and only those are read again
-            for name, path in same_size:
-                files.setdefault((path.stat().st_size, _digest(path)), []).append((name, path))
-    findings |= dict.fromkeys(_duplicates(files.values()))
-    sound = next((records for records in good.values() if records), [])
+        looked[name] = list(zip(records, looks, strict=True))
+    findings |= dict.fromkeys(_duplicates(looked))
+    good = ([record for record, look in pictures if look.size is not None] for pictures in looked.values())
+    sound = next(filter(None, good), [])
     shown = sound[:: max(len(sound) // SHEET_PICTURES, 1)][:SHEET_PICTURES]
     made = "test" in names and "test" not in own
     return Report(root, layout.looks_like, made, splits, _unseen(words), list(findings), shown)
+
+
+def check_and_write(root: Path, out: Path | None = None) -> Report:
+    """Check a data folder, print what was found, and write a contact sheet and the list of every problem.
+
+    Args:
+        root: the data folder.
+        out: the contact sheet; the list lies beside it, with .txt behind its name. When left out it is
+            data-check-NAME.png in the working folder, or beside the data where that lies in it.
+
+    Returns:
+        What was found.
+
+    Raises:
+        FileNotFoundError, ValueError: see `check`; or `out` is no .png, or lies among the data.
+    """
+    sheet = _sheet_file(root, out)
+    report = check(root)
+    # First of all: a sheet that cannot be written must not cost what was found.
+    print(render(report))
+    if report.findings:
+        # Its name holds all of the one that the user gave: whoever has an overview.txt did not name that.
+        listing = sheet.with_name(f"{sheet.name}.txt")
+        write_text(render(report, most=None) + "\n", listing, errors="replace")
+        print(f"every problem: {listing}")
+    if report.shown:
+        draw_sheet(report, sheet)
+        print(f"what the pictures look like to training: {sheet}")
+    return report
+
+
+def draw_sheet(report: Report, path: str | Path) -> None:
+    """Write a PNG of captioned pictures as training sees them.
+
+    Args:
+        report: of `check`, with pictures to show.
+        path: the file; keep it out of the data folder, whose readers would take it for one of the pictures.
+    """
+    images = CaptionedImages(report.shown, SHEET_SIZE, train=False)
+    pictures = [to_image(images[number].image) for number in range(len(report.shown))]
+    contact_sheet(
+        pictures, [record.captions[0][:SHEET_LETTERS] for record in report.shown], SHEET_COLUMNS, path, SHEET_SIZE
+    )
+
+
+def render(report: Report, most: int | None = PRINTED) -> str:
+    """The report as text.
+
+    Args:
+        report: of `check`.
+        most: findings of a kind that are listed; None for all.
+    """
+    made = "; the test split is made of a tenth of train, chosen by a hash of the names" if report.made else ""
+    lines = [f"{report.root}: {report.layout}{made}", "", _table(report.splits)]
+    if report.unseen is not None:
+        lines += ["", f"words of test that train never says: {report.unseen[0]} ({report.unseen[1]:.1%} of all words)"]
+    kinds: dict[tuple[bool, str], list[Finding]] = defaultdict(list)
+    for finding in report.findings:
+        kinds[not finding.fatal, finding.kind].append(finding)
+    for (harmless, kind), group in sorted(kinds.items()):
+        lines += ["", f"{'note' if harmless else 'FATAL'}: {kind} ({len(group)})"]
+        # From the data folder on: whole paths would push what matters out of sight.
+        places = [finding.where.removeprefix(f"{report.root}{os.sep}") for finding in group[:most]]
+        lines += [f"  {place}: {finding.what}" for place, finding in zip(places, group, strict=False)]
+        if most is not None and len(group) > most:
+            lines.append(f"  and {len(group) - most} more")
+    notes = len(report.findings) - report.fatal
+    return "\n".join(
+        [*lines, "", f"{report.fatal} fatal problems, {notes} notes" if report.findings else "no problems"]
+    )
+
+
+def _sheet_file(root: Path, out: Path | None) -> Path:
+    """Where the contact sheet goes, and the list of problems beside it.
+
+    Never into the data folder: a .png is a picture there, and a .txt holds captions.
+    """
+    folder = root.resolve()
+    sheet = Path(f"data-check-{folder.name}.png") if out is None else out
+    if out is None and folder in sheet.resolve().parents:
+        return folder.parent / sheet
+    if sheet.suffix.lower() != ".png":
+        raise ValueError(f"--out {sheet}: expected the name of a .png file")
+    check_outside(sheet, root, "file")
+    return sheet
 
 
 def _look_at_all(records: Records, name: str) -> list[_Look]:
@@ -170,10 +244,10 @@ def _look_at(record: Record) -> _Look:
     with Image.open(path) as image:
         width, height = image.size
         notes = _treatment(image)
-    if notes.get("EXIF rotation", 1) >= 5:  # a quarter turn
-        width, height = height, width
+        if orientation(image) >= 5:  # a quarter turn
+            width, height = height, width
     found = [Finding(kind, str(path), _WHAT_HAPPENS[kind], False) for kind in notes]
-    if min(width, height) < SMALL:
+    if min(width, height) < SMALL_SIDE:
         found.append(Finding("very small pictures", str(path), f"{width} x {height} pixels, enlarged", False))
     if box is not None and not (box[0] >= 0 and box[1] >= 0 and box[0] + box[2] <= width and box[1] + box[3] <= height):
         what = f"the box {box} reaches beyond the {width} x {height} pixels; it is cut off there"
@@ -181,24 +255,16 @@ def _look_at(record: Record) -> _Look:
     return _Look((width, height), path.stat().st_size, found)
 
 
-def _treatment(image: Image.Image) -> dict[str, int]:
-    """What training does to a picture: kinds of `_WHAT_HAPPENS`, the rotation's with its number."""
-    kinds = {}
-    try:
-        turn = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged notes beside sound pixels, which training ignores as well
-        turn = 1
-    if isinstance(turn, int) and 2 <= turn <= 8:
-        kinds["EXIF rotation"] = turn
-    if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        kinds["transparency"] = 1
-    if image.mode in ("P", "PA"):
-        kinds["palette"] = 1
-    if image.mode == "CMYK":
-        kinds["CMYK"] = 1
-    if image.mode.startswith("I"):
-        kinds["16-bit"] = 1
-    return kinds
+def _treatment(image: Image.Image) -> list[str]:
+    """What training does to a picture: kinds of `_WHAT_HAPPENS`."""
+    applies = {
+        "EXIF rotation": orientation(image) > 1,
+        "transparency": "transparency" in image.info or image.mode in MODES_WITH_ALPHA,
+        "palette": image.mode in ("P", "PA"),
+        "CMYK": image.mode == "CMYK",
+        "16-bit": image.mode.startswith("I"),
+    }
+    return [kind for kind, does in applies.items() if does]
 
 
 def _kind(path: Path) -> str:
@@ -253,109 +319,35 @@ def _unseen(words: dict[str, dict[str, int]]) -> tuple[int, float] | None:
     return len(new), sum(new.values()) / sum(words["test"].values())
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _duplicates(groups: Iterable[list[tuple[str, Path]]]) -> list[Finding]:
+def _duplicates(looked: Mapping[str, Sequence[tuple[Record, _Look]]]) -> list[Finding]:
+    """Pictures whose files are equal, within a split or in two."""
+    sized: dict[int, list[tuple[str, Path]]] = defaultdict(list)
+    for split, pictures in looked.items():
+        for record, look in pictures:
+            if look.bytes:
+                sized[look.bytes].append((split, record.image))
     found = []
-    for group in groups:
-        if len(group) < 2:
-            continue
-        first_split, first = group[0]
-        for split, path in group[1:]:
-            if path == first:
-                continue
-            if split == first_split:
-                what = f"the same file as {first}"
-                found.append(Finding("pictures twice in a split", str(path), what, False))
-            else:
-                what = f"the same file as {first}: {first_split} and {split} share it, so numbers on {split} mislead"
-                found.append(Finding("pictures in two splits", str(path), what, True))
+    for same_size in sized.values():
+        # Only files of one size can be equal, and only those are read again.
+        for (first_split, first), *others in _equal(same_size) if len(same_size) > 1 else ():
+            for split, path in others:
+                if path == first:
+                    continue
+                if split == first_split:
+                    kind, end = "pictures twice in a split", ""
+                else:
+                    kind = "pictures in two splits"
+                    end = f": {first_split} and {split} share it, so numbers on {split} mislead"
+                found.append(Finding(kind, str(path), f"the same file as {first}{end}", split != first_split))
     return found
 
 
-def check_and_write(root: Path, out: Path | None = None) -> Report:
-    """Check a data folder, print what was found, and write a contact sheet and the list of every problem.
-
-    Args:
-        root: the data folder.
-        out: the contact sheet; the list lies beside it, with .txt behind its name. When left out it is
-            data-check-NAME.png in the working folder, or beside the data where that lies in it.
-
-    Returns:
-        What was found.
-
-    Raises:
-        FileNotFoundError, ValueError: see `check`; or `out` is no .png, or lies among the data.
-    """
-    sheet = _sheet_file(root, out)
-    report = check(root)
-    # First of all: a sheet that cannot be written must not cost what was found.
-    print(render(report))
-    if report.findings:
-        # Its name holds all of the one that the user gave: whoever has an overview.txt did not name that.
-        listing = sheet.with_name(f"{sheet.name}.txt")
-        listing.write_text(render(report, most=None) + "\n", encoding="utf-8", errors="replace")
-        print(f"every problem: {listing}")
-    if report.shown:
-        draw_sheet(report, sheet)
-        print(f"what the pictures look like to training: {sheet}")
-    return report
-
-
-def _sheet_file(root: Path, out: Path | None) -> Path:
-    """Where the contact sheet goes, and the list of problems beside it.
-
-    Never into the data folder: a .png is a picture there, and a .txt holds captions.
-    """
-    folder = root.resolve()
-    sheet = Path(f"data-check-{folder.name}.png") if out is None else out
-    if out is None and folder in sheet.resolve().parents:
-        return folder.parent / sheet
-    if sheet.suffix.lower() != ".png":
-        raise ValueError(f"--out {sheet}: expected the name of a .png file")
-    check_outside(sheet, root, "file")
-    return sheet
-
-
-def draw_sheet(report: Report, path: str | Path) -> None:
-    """Write a PNG of captioned pictures as training sees them.
-
-    Args:
-        report: of `check`, with pictures to show.
-        path: the file; keep it out of the data folder, whose readers would take it for one of the pictures.
-    """
-    images = CaptionedImages(report.shown, SHEET_SIZE, train=False)
-    pictures = [to_image(images[number].image) for number in range(len(report.shown))]
-    contact_sheet(pictures, [record.captions[0][:200] for record in report.shown], SHEET_COLUMNS, path, SHEET_SIZE)
-
-
-def render(report: Report, most: int | None = PRINTED) -> str:
-    """The report as text.
-
-    Args:
-        report: of `check`.
-        most: findings of a kind that are listed; None for all.
-    """
-    made = "; the test split is made of a tenth of train, chosen by a hash of the names" if report.made else ""
-    lines = [f"{report.root}: {report.layout}{made}", "", _table(report.splits)]
-    if report.unseen is not None:
-        lines += ["", f"words of test that train never says: {report.unseen[0]} ({report.unseen[1]:.1%} of all words)"]
-    kinds: dict[tuple[bool, str], list[Finding]] = defaultdict(list)
-    for finding in report.findings:
-        kinds[not finding.fatal, finding.kind].append(finding)
-    for (harmless, kind), group in sorted(kinds.items()):
-        lines += ["", f"{'note' if harmless else 'FATAL'}: {kind} ({len(group)})"]
-        # From the data folder on: whole paths would push what matters out of sight.
-        places = [finding.where.removeprefix(f"{report.root}{os.sep}") for finding in group[:most]]
-        lines += [f"  {place}: {finding.what}" for place, finding in zip(places, group, strict=False)]
-        if most is not None and len(group) > most:
-            lines.append(f"  and {len(group) - most} more")
-    notes = len(report.findings) - report.fatal
-    return "\n".join(
-        [*lines, "", f"{report.fatal} fatal problems, {notes} notes" if report.findings else "no problems"]
-    )
+def _equal(files: Sequence[tuple[str, Path]]) -> Iterable[list[tuple[str, Path]]]:
+    """Files in groups of equal content."""
+    groups: dict[bytes, list[tuple[str, Path]]] = defaultdict(list)
+    for split, path in files:
+        groups[hashlib.sha256(path.read_bytes()).digest()].append((split, path))
+    return groups.values()
 
 
 def _table(splits: Sequence[Split]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,11 +12,13 @@ from torch.utils.data import Dataset
 
 from vlm_plugin.data.images import load_image, to_tensor
 from vlm_plugin.data.records import BadSampleError, Record, bad
+from vlm_plugin.files import caption_id
 from vlm_plugin.matcher.vocabulary import MAX_WORDS, Vocabulary
 
 # Pictures are resized to 76/64 of the wanted size and cropped, as StackGAN, AttnGAN and DF-GAN do.
 _RESIZE = (76, 64)
-_SHOWN = 60
+# Letters of a caption in messages.
+_LETTERS_SHOWN = 60
 
 
 class Sample(NamedTuple):
@@ -157,18 +158,13 @@ class CaptionedImages(Dataset[Sample]):
         return views if isinstance(self.image_size, Sequence) else views[0]
 
 
-def caption_id(caption: str) -> int:
-    """An id of a caption's text, 0 to 2^63 - 1: the same in every process and on every machine."""
-    return int.from_bytes(hashlib.sha256(caption.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
-
-
 def _says(caption: str, vocabulary: Vocabulary) -> bool:
     """Whether the caption has a word of the vocabulary."""
     return any(word in vocabulary for word in vocabulary.tokenize(caption))
 
 
 def _wordless(key: str, caption: str, vocabulary: Vocabulary) -> BadSampleError:
-    shown = caption if len(caption) <= _SHOWN else caption[: _SHOWN - 3] + "..."
+    shown = caption if len(caption) <= _LETTERS_SHOWN else caption[: _LETTERS_SHOWN - 3] + "..."
     return bad(key, f"expected a caption with a word of the vocabulary ({len(vocabulary)} words), got {shown!r}")
 
 

@@ -7,15 +7,18 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from vlm_plugin.data.records import BadSampleError, MissingPictureError, bad
+from vlm_plugin.files import writing
 
+# Pillow's modes whose pixels may be transparent.
+MODES_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 # Half the side of the square around a bounding box, in units of the box's longer side.
 _BOX_MARGIN = 0.75
-_ORIENTATION = 0x0112
-# EXIF orientation -> what turns the stored pixels upright.
+# EXIF orientation -> what turns the stored pixels upright. Pillow's own `exif_transpose` also writes the notes anew,
+# which fails where any other of them is damaged.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,11 +30,6 @@ _TURNS = {
 }
 # 16-bit grey values (0 to 65535) to one of 8 bits.
 _TO_8_BITS = 257
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    pixels = np.asarray(image, dtype=np.float32)
-    return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1).contiguous()
 
 
 def load_image(path: Path, box: tuple[float, float, float, float] | None = None) -> Image.Image:
@@ -67,64 +65,30 @@ def load_image(path: Path, box: tuple[float, float, float, float] | None = None)
     return image
 
 
-def _read(path: Path, file: BinaryIO) -> Image.Image:
-    limit = Image.MAX_IMAGE_PIXELS
+def orientation(image: Image.Image) -> int:
+    """A picture's EXIF orientation, 1 to 8; from 5 on, width and height change places when it is turned upright.
+
+    1, as it is stored, where it has none or its notes cannot be read beside sound pixels: so every viewer shows it.
+    """
     try:
-        with Image.open(file) as image:
-            # Up to twice its limit PIL itself only warns.
-            if limit is not None and image.width * image.height > limit:
-                raise bad(path, f"expected a picture of at most {limit} pixels, got {image.width} x {image.height}")
-            # First, for EXIF can lie behind the pixels, and `_upright` makes little of errors.
-            image.load()
-            return _rgb(path, _upright(image))
-    except BadSampleError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise bad(path, f"expected a picture of at most {limit} pixels, got more ({error})") from None
-    except UnidentifiedImageError:
-        raise bad(path, "expected a picture, got a file of no format that Pillow knows") from None
-    # A damaged picture can fail with many types of exception, SyntaxError and struct.error among them.
-    except Exception as error:
-        raise bad(path, f"expected a picture, but reading it failed ({type(error).__name__}: {error})") from error
+        number = image.getexif().get(ExifTags.Base.Orientation)
+        return int(number) if number in _TURNS else 1
+    except Exception:  # damaged notes fail in many ways
+        return 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
-    except Exception:
-        # Unreadable notes beside sound pixels: shown as they are stored, as every viewer does.
-        turn = None
-    return image if turn is None else image.transpose(turn)
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture as `(3, height, width)` float32 in [-1, 1]."""
+    pixels = np.asarray(image, dtype=np.float32)
+    return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1).contiguous()
 
 
-def _rgb(path: Path, image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise bad(path, "expected a picture of whole numbers, got floating-point values, whose range is unknown")
-    clear = image.info.get("transparency")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int32)
-        if values.min() < 0 or values.max() > 255 * _TO_8_BITS:
-            raise bad(path, f"expected grey values of 0 to 65535, got {values.min()} to {values.max()}")
-        grey = (values + _TO_8_BITS // 2) // _TO_8_BITS
-        if clear is not None:
-            grey[values == clear] = 255
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if clear is not None or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _around(path: Path, box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
-    """The square around a box, cut off at the picture's border, as (left, top, right, bottom)."""
-    x, y, box_width, box_height = box
-    half = _BOX_MARGIN * max(box_width, box_height)
-    centre_x, centre_y = x + box_width / 2, y + box_height / 2
-    left, right = max(round(centre_x - half), 0), min(round(centre_x + half), width)
-    top, bottom = max(round(centre_y - half), 0), min(round(centre_y + half), height)
-    if right <= left or bottom <= top:
-        raise bad(path, f"expected a bounding box inside its {width} x {height} pixels, got {box}")
-    return left, top, right, bottom
+def central_square(image: Image.Image, size: int) -> Tensor:
+    """All of a square picture, the middle of any other, as `(3, size, size)` in [-1, 1]."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    # PIL's bilinear filter is antialiased. Only the square is resized: a strip would become a picture of gigabytes.
+    return to_tensor(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)))
 
 
 def to_image(picture: Tensor, side: int | None = None) -> Image.Image:
@@ -133,14 +97,10 @@ def to_image(picture: Tensor, side: int | None = None) -> Image.Image:
     return image if side is None else image.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def central_square(image: Image.Image, size: int) -> Tensor:
-    """All of a square picture, the middle of any other, as `(3, size, size)` in [-1, 1]."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    # PIL's bilinear filter is antialiased. Only the square is resized: a strip would become a picture of gigabytes.
-    square = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-    pixels = np.asarray(square, dtype=np.float32)
-    return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1).contiguous()
+def write_png(image: Image.Image, path: str | Path) -> None:
+    """Write a picture, whole or not at all; errors as those of `vlm_plugin.files.writing`."""
+    with writing(path) as file:
+        image.save(file, format="PNG")
 
 
 def to_bytes(pictures: Tensor) -> Tensor:
@@ -168,3 +128,59 @@ def from_bytes(pictures: Tensor) -> Tensor:
 def as_written(pictures: Tensor) -> Tensor:
     """Pictures in [-1, 1] as they come back from a file."""
     return from_bytes(to_bytes(pictures))
+
+
+def _read(path: Path, file: BinaryIO) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        with Image.open(file) as image:
+            # Up to twice its limit PIL itself only warns.
+            if limit is not None and image.width * image.height > limit:
+                raise bad(path, f"expected a picture of at most {limit} pixels, got {image.width} x {image.height}")
+            # First, for EXIF can lie behind the pixels, and `orientation` makes little of errors.
+            image.load()
+            return _rgb(path, _upright(image))
+    except BadSampleError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise bad(path, f"expected a picture of at most {limit} pixels, got more ({error})") from None
+    except UnidentifiedImageError:
+        raise bad(path, "expected a picture, got a file of no format that Pillow knows") from None
+    # A damaged picture can fail with many types of exception, SyntaxError and struct.error among them.
+    except Exception as error:
+        raise bad(path, f"expected a picture, but reading it failed ({type(error).__name__}: {error})") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(path: Path, image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise bad(path, "expected a picture of whole numbers, got floating-point values, whose range is unknown")
+    clear = image.info.get("transparency")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int32)
+        if values.min() < 0 or values.max() > 255 * _TO_8_BITS:
+            raise bad(path, f"expected grey values of 0 to 65535, got {values.min()} to {values.max()}")
+        grey = (values + _TO_8_BITS // 2) // _TO_8_BITS
+        if clear is not None:
+            grey[values == clear] = 255
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if clear is not None or image.mode in MODES_WITH_ALPHA:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _around(path: Path, box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
+    """The square around a box, cut off at the picture's border, as (left, top, right, bottom)."""
+    x, y, box_width, box_height = box
+    half = _BOX_MARGIN * max(box_width, box_height)
+    centre_x, centre_y = x + box_width / 2, y + box_height / 2
+    left, right = max(round(centre_x - half), 0), min(round(centre_x + half), width)
+    top, bottom = max(round(centre_y - half), 0), min(round(centre_y + half), height)
+    if right <= left or bottom <= top:
+        raise bad(path, f"expected a bounding box inside its {width} x {height} pixels, got {box}")
+    return left, top, right, bottom

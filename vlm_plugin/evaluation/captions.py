@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from vlm_plugin.data import BirdTruth, Record, true_pairs
 from vlm_plugin.data.birds.captions import said_by
-from vlm_plugin.data.dataset import caption_id
+from vlm_plugin.files import caption_id, digest
 from vlm_plugin.matcher.vocabulary import Vocabulary
 from vlm_plugin.metrics.r_precision import different_groups
 
@@ -73,14 +72,13 @@ def subject(records: Sequence[Record], chosen: Sequence[Item], truth: BirdTruth 
     """
     rows = [(records[item.record], item.number) for item in chosen]
     captions = [record.captions[number] for record, number in rows]
-    lines = "\n".join(f"{record.key}\t{caption}" for (record, _), caption in zip(rows, captions, strict=True))
-    digest = hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    name = digest(f"{record.key}\t{caption}" for (record, _), caption in zip(rows, captions, strict=True))
     if truth is not None:
         values, named = said_by(captions)
         facts = torch.cat([truth.pictures([record.key for record, _ in rows]), values, named.long()], dim=1)
-        return Subject(captions, facts, untrue, digest)
+        return Subject(captions, facts, untrue, name)
     ids = [caption_id(c) if r.class_id is None else r.class_id for (r, _), c in zip(rows, captions, strict=True)]
-    return Subject(captions, torch.tensor(ids)[:, None], different_groups, digest)
+    return Subject(captions, torch.tensor(ids)[:, None], different_groups, name)
 
 
 def untrue(rows: Tensor, every: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from vlm_plugin.evaluation.painter import Painter
 from vlm_plugin.evaluation.scorers import Scorers
 from vlm_plugin.evaluation.split import Split
 from vlm_plugin.evaluation.table import Table
-from vlm_plugin.files import write_json
-from vlm_plugin.matcher.choose import FEW, unknown_words
+from vlm_plugin.files import write_json, write_text
+from vlm_plugin.matcher.choose import TOLERATED_UNKNOWN, unknown_words
 from vlm_plugin.matcher.identity import fingerprint
 from vlm_plugin.report.album import extremes, save_gallery, scored, word_maps
 from vlm_plugin.report.report import write_report
@@ -93,7 +93,7 @@ class Examination:
     def tell_unknown_words(self) -> None:
         """Print how many words of the captions each matcher does not know, where they are not few."""
         for vocabulary, name in self._readers.items():
-            if told := unknown_words(self.captions, vocabulary, name, FEW):
+            if told := unknown_words(self.captions, vocabulary, name, TOLERATED_UNKNOWN):
                 print(told, flush=True)
 
     def shown_captions(self) -> list[str]:
@@ -197,7 +197,7 @@ class Examination:
         """
         # The notes may name a file that is no valid UTF-8.
         table = self.table.text_table() + "\n"
-        (folder / "evaluation.md").write_text(table, encoding="utf-8", errors="backslashreplace")
+        write_text(table, folder / "evaluation.md", "backslashreplace")
         write_json(self.table.content(manifest), folder / "evaluation.json")
         save_gallery(folder / "report.pt", **album)
         write_report([folder], folder / "report.html")

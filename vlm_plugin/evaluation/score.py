@@ -206,7 +206,7 @@ def write_scores(rows: Iterable[Row], path: str | Path) -> None:
     """Write rows as CSV in UTF-8, with the header `COLUMNS`.
 
     Scores have four significant digits, an absent one is an empty field; missed words stand as "wings 0.12; black
-    0.20". The file is written beside and renamed, so a kill at any moment leaves a whole one or none.
+    0.20". A kill at any moment leaves a whole file or the one before.
     """
     text = io.StringIO(newline="")
     table = csv.writer(text)

@@ -17,7 +17,7 @@ from vlm_plugin.data.records import digest_records
 from vlm_plugin.files import read_file, whole
 from vlm_plugin.gans.config import Beginning, Resumed, RunConfig, Settings
 from vlm_plugin.gans.trainer import Trainer
-from vlm_plugin.matcher.choose import FEW, PACKAGED, load_matcher, marks, unknown_words
+from vlm_plugin.matcher.choose import PACKAGED, TOLERATED_UNKNOWN, load_matcher, marks, unknown_words
 from vlm_plugin.matcher.identity import fingerprint
 from vlm_plugin.terminal import check_outside
 from vlm_plugin.training.device import choose_precision
@@ -99,7 +99,7 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
         )
     matcher = _load_matcher(config, data, device)
     looked_at = [record.captions[0] for record in records[:_LOOKED_AT]]
-    if told := unknown_words(looked_at, matcher.vocabulary, config.encoder, FEW):
+    if told := unknown_words(looked_at, matcher.vocabulary, config.encoder, TOLERATED_UNKNOWN):
         say(told)
     batch, processes = config.settings.batch, distributed.world_size()
     if processes > 1:

@@ -10,16 +10,16 @@ import hashlib
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
+
+from vlm_plugin.files import write_bytes, writing
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel has the patches inside the package, a checkout beside it.
 PATCHES = next((p for p in (_PACKAGE / "patches", _PACKAGE.parent / "patches") if p.is_dir()), _PACKAGE / "patches")
-_TEMPORARY = ".vlm-plugin.part"
 
 
 class Hunk(NamedTuple):
@@ -169,40 +169,26 @@ def find_patch(host: Path) -> Patch:
 
 
 def replace_files(contents: Mapping[Path, bytes]) -> None:
-    """Write all the files or none: each beside its place first, then renamed; a failure puts back what was there.
+    """Write all the files or none: all beside their places first, then renamed; a failure puts back what was there.
 
     Raises:
         OSError: a file cannot be written; all are as they were.
     """
+    if locked := [path for path in contents if not os.access(path, os.W_OK)]:
+        raise PermissionError(f"{locked[0]}: expected a file that may be written")
     before = {path: path.read_bytes() for path in contents}
     try:
-        for path, data in contents.items():
-            _write_beside(path, data)
-        done: list[Path] = []
-        try:
-            for path in contents:
-                done.append(path)
-                os.replace(_beside(path), path)
-        except BaseException:
-            for path in done:
-                _write_beside(path, before[path])
-                os.replace(_beside(path), path)
-            raise
-    finally:
-        for path in contents:
-            with suppress(OSError):
-                _beside(path).unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name + _TEMPORARY)
-
-
-def _write_beside(path: Path, data: bytes) -> None:
-    if not os.access(path, os.W_OK):
-        raise PermissionError(f"{path}: expected a file that may be written")
-    _beside(path).write_bytes(data)
-    shutil.copymode(path, _beside(path))
+        with ExitStack() as stack:
+            # What is entered last is renamed first.
+            for path, data in reversed(contents.items()):
+                file = stack.enter_context(writing(path))
+                file.write(data)
+                file.flush()
+    except BaseException:
+        for path, data in before.items():
+            if path.read_bytes() != data:
+                write_bytes(data, path)
+        raise
 
 
 def _fork(patch: Patch, host: Path, files: Sequence[_HostFile], task: str) -> int:

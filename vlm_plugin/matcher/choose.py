@@ -15,10 +15,10 @@ from vlm_plugin.matcher.vlm import VLM
 from vlm_plugin.matcher.vocabulary import REMEDY, Vocabulary
 
 PACKAGED = "packaged"
-# The share of unknown words that is worth no word where the captions are those of a data set.
-FEW = 0.02
-# Unknown words that are named, and the letters of each.
-_SHOWN, _LONG = 5, 30
+# The share of unknown words up to which nothing is said where the captions are those of a data set.
+TOLERATED_UNKNOWN = 0.02
+# Unknown words that are named, and the most letters of each.
+_WORDS_NAMED, _WORD_LETTERS = 5, 30
 # Where the published pipelines keep the vocabulary that a DAMSM text encoder was trained with.
 _VOCABULARIES = ("captions.pickle", "captions_DAMSM.pickle")
 
@@ -57,28 +57,29 @@ def is_packaged(name: str | Path) -> bool:
     return str(name) == PACKAGED or find_file(name).resolve().parent == ASSETS.resolve()
 
 
-def unknown_words(captions: Sequence[str], vocabulary: Vocabulary, name: str, few: float = 0.0) -> str | None:
+def unknown_words(captions: Sequence[str], vocabulary: Vocabulary, name: str, tolerated: float = 0.0) -> str | None:
     """Say how many words of captions a matcher does not know, and name the most frequent of them.
 
     Args:
         captions: any number.
         vocabulary: the matcher's.
         name: what `load_matcher` took.
-        few: the share of the words up to which nothing is said.
+        tolerated: the share of the words up to which nothing is said.
 
     Returns:
         One line; None where there is nothing to say.
     """
     words = Counter(word for caption in captions for word in vocabulary.tokenize(caption))
     unknown = Counter({word: count for word, count in words.items() if word not in vocabulary})
-    if unknown.total() <= few * words.total():
+    if unknown.total() <= tolerated * words.total():
         return None
     matcher = "the packaged matcher" if name == PACKAGED else Path(name).name
-    shown = [word if len(word) <= _LONG else f"{word[: _LONG - 3]}..." for word, _ in unknown.most_common(_SHOWN)]
+    named = [word for word, _ in unknown.most_common(_WORDS_NAMED)]
+    shown = [word if len(word) <= _WORD_LETTERS else f"{word[: _WORD_LETTERS - 3]}..." for word in named]
     return (
         f"{unknown.total()} of {words.total()} words in {len(captions)} caption{'' if len(captions) == 1 else 's'} "
         f"{'is' if unknown.total() == 1 else 'are'} unknown to {matcher}: {', '.join(shown)}"
-        f"{', ...' if len(unknown) > _SHOWN else ''}"
+        f"{', ...' if len(unknown) > _WORDS_NAMED else ''}"
     )
 
 

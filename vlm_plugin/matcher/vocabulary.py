@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import regex
 import torch
 from nltk.tokenize import RegexpTokenizer
 from torch import Tensor
@@ -28,37 +28,26 @@ REMEDY = (
 )
 # Neither special word can come out of either tokenizer, so no caption can spell one.
 _TOKENIZER = RegexpTokenizer(r"\w+")
-# What the categories do not tell. The Han ideographs are those of the Unicode script of that name that are letters or
-# numbers; its radicals are symbols.
-_KINDS = (
-    (ord("0"), ord("9"), "d"),
-    (ord("#"), ord("#"), "#"),
-    (ord("*"), ord("*"), "#"),
-    (0x200C, 0x200C, "n"),
-    (0x200D, 0x200D, "j"),
-    (0x20E3, 0x20E3, "k"),
-    (0x3005, 0x3005, "h"),
-    (0x3007, 0x3007, "h"),
-    (0x3021, 0x3029, "h"),
-    (0x3038, 0x303B, "h"),
-    (0x3400, 0x4DBF, "h"),
-    (0x4E00, 0x9FFF, "h"),
-    (0xF900, 0xFAFF, "h"),
-    (0xFE0F, 0xFE0F, "v"),
-    (0xFFFD, 0xFFFD, " "),  # a symbol, but it stands for text that was lost
-    (0x1F1E6, 0x1F1FF, "r"),
-    (0x1F3FB, 0x1F3FF, "t"),
-    (0x20000, 0x2FFFD, "h"),
-    (0x30000, 0x3FFFD, "h"),
-    (0xE0020, 0xE007F, "g"),
+_KEYCAP = r"[0-9#*]\uFE0F?\u20E3"
+# Letters and numbers of the script, not its radicals, which are symbols; also the places that Unicode keeps for more.
+_HAN = (
+    r"[\u3005\u3007\u3021-\u3029\u3038-\u303B\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF"
+    r"\U00020000-\U0002FFFD\U00030000-\U0003FFFD]"
 )
-_SYMBOL = "(?:rr|[str]|[o#]v)[mvktg]*"
-_TOKEN = re.compile(
-    "[d#]v?k"  # keycap
-    f"|{_SYMBOL}(?:j{_SYMBOL})*"
-    "|h[mvk]*"
-    # A digit that begins a keycap ends the word before it.
-    "|[wd](?:[wmvk]|d(?!v?k)|[jn]+(?=[wmvk]|d(?!v?k)))*"
+_LETTER = r"[\pL\pN\p{Pc}]"
+# A digit that begins a keycap ends the word before it.
+_IN_WORD = rf"(?:[[\pL\pN\p{{Pc}}\pM]--[0-9]--{_HAN}]|[0-9](?!\uFE0F?\u20E3))"
+_FLAG = r"[\U0001F1E6-\U0001F1FF]{2}"
+# Symbols and skin tones, and what is unassigned among the pictographs, which are emoji to come. U+FFFD is a symbol, but
+# stands for text that was lost.
+_PICTURE = r"[[\p{So}\U0001F3FB-\U0001F3FF[\p{Cn}&&[\U0001F000-\U0001FAFF]]]--\uFFFD]"
+_ASKED_TO_BE_ONE = r"[[\pP\pS]--[\p{Pc}\uFFFD]]\uFE0F"
+# Marks, skin tones and tags.
+_WITH_EMOJI = r"[\pM\U0001F3FB-\U0001F3FF\U000E0020-\U000E007F]"
+_EMOJI = f"(?:{_FLAG}|{_PICTURE}|{_ASKED_TO_BE_ONE}){_WITH_EMOJI}*"
+_TOKEN = regex.compile(
+    rf"{_KEYCAP}|{_EMOJI}(?:\u200D{_EMOJI})*|{_HAN}\pM*|{_LETTER}(?:{_IN_WORD}|[\u200C\u200D]+(?={_IN_WORD}))*",
+    regex.VERSION1,
 )
 
 
@@ -76,7 +65,7 @@ class Vocabulary:
     - an emoji: a symbol (category So, or anything else that a variation selector asks to be one) with its marks, skin
       tones, tags and the symbols that a zero-width joiner adds; a keycap; a pair of regional indicators (a flag).
 
-    Everything else separates tokens.
+    Everything else separates tokens, also characters that are newer than the `regex` package.
 
     Attributes:
         words: all words, `words[0]` is `"<end>"`.
@@ -403,42 +392,9 @@ def _tokens(caption: str, name: str, ascii_only: bool) -> list[str]:
     return [token for token in tokens if token]
 
 
-class _Kinds(dict[int, str]):
-    """Code point -> one letter for what the tokens need to know of it, found out when it is first met.
-
-    `w` letter, number, connector; `d` keycap digit, `#` keycap sign; `h` Han ideograph; `m` mark, `v` the variation
-    selector for emoji, `k` the combining keycap; `s` symbol, `t` skin tone, `g` tag, `r` regional indicator; `o` other
-    symbol or punctuation; `j` joiner (ZWJ), `n` non-joiner (ZWNJ); a blank is everything else.
-    """
-
-    def __missing__(self, code: int) -> str:
-        self[code] = kind = _kind(code)
-        return kind
-
-
-def _kind(code: int) -> str:
-    for first, last, kind in _KINDS:
-        if first <= code <= last:
-            return kind
-    category = unicodedata.category(chr(code))
-    if category[0] in "LN" or category == "Pc":
-        return "w"
-    if category[0] == "M":
-        return "m"
-    # Unassigned places among the pictographs: emoji of a later Unicode than this Python's.
-    if category == "So" or (category == "Cn" and 0x1F000 <= code <= 0x1FAFF):
-        return "s"
-    return "o" if category[0] in "PS" else " "
-
-
-_KIND_OF = _Kinds()
-
-
 def _unicode_tokens(caption: str) -> list[str]:
     """The tokens of a caption that is not all ASCII, see `Vocabulary`."""
-    text = unicodedata.normalize("NFC", caption).lower()
-    # One letter for each character, so that a small ASCII pattern finds the tokens: `re` knows no Unicode categories.
-    return [text[slice(*match.span())] for match in _TOKEN.finditer(text.translate(_KIND_OF))]
+    return _TOKEN.findall(unicodedata.normalize("NFC", caption).lower())
 
 
 def _choose(count: int, keep: int, generator: random.Random | torch.Generator | None) -> list[int]:

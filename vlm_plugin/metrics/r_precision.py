@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from vlm_plugin.checks import as_integers, check_integer
 from vlm_plugin.features import Features, as_features, check_features
+from vlm_plugin.files import caption_id
 from vlm_plugin.matcher.vlm import VLM
 from vlm_plugin.matching import unit
 from vlm_plugin.metrics.base import PictureMetric, encode_pair
@@ -48,8 +48,7 @@ def caption_ids(captions: Sequence[str]) -> Tensor:
     """
     if isinstance(captions, str):
         raise TypeError(f"captions: expected B strings, got the one string {captions[:40]!r}")
-    digests = (hashlib.sha256(caption.encode("utf-8", "surrogatepass")).digest() for caption in captions)
-    return torch.tensor([int.from_bytes(digest[:8], "big") >> 1 for digest in digests], dtype=torch.int64)
+    return torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
 
 
 class RPrecision(PictureMetric):

@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vlm_plugin.data.images import to_image
+from vlm_plugin.data.images import to_image, write_png
+from vlm_plugin.files import writing
 from vlm_plugin.matcher.vlm import VLM
 from vlm_plugin.matching import context_cosines, region_attention
 from vlm_plugin.report.light import lit
@@ -59,7 +60,7 @@ def sample_sheet(path: str | Path, captions: Sequence[str], columns: Mapping[str
                 sheet.paste(to_image(picture, tile), (left, top))
                 left += tile + _GAP
             left += 3 * _GAP
-    sheet.save(path)
+    write_png(sheet, path)
 
 
 def loss_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
@@ -94,7 +95,8 @@ def loss_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    with writing(path) as file:
+        figure.savefig(file, dpi=90, format="png")
     pyplot.close(figure)
 
 
@@ -140,4 +142,4 @@ def heat_sheet(
             left = column * (_TILE + _GAP)
             sheet.paste(lit(base, weights, _TILE, outlined=False), (left, top + 2 * _LINE))
             draw.text((left + 2, top + _LINE + 1), label, fill="black", font=font)
-    sheet.save(path)
+    write_png(sheet, path)

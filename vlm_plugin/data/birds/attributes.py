@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping
 
 COLOURS = ("red", "yellow", "green", "blue", "purple", "brown", "black", "white")
-#: Attribute name -> its values. The order is fixed: indices into it are what `BirdTruth` returns.
+# Attribute name -> its values. The order is fixed: indices into it are what `BirdTruth` returns.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "crown": COLOURS,
     "back": COLOURS,
@@ -19,8 +19,12 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "size": ("small", "large"),
     "background": ("sky", "leaves", "sand", "snow", "dusk"),
 }
+# The attributes whose combination is a class.
 CLASS_ATTRIBUTES = tuple(name for name in ATTRIBUTES if name != "background")
+# What a set of birds keeps its truth in.
+ATTRIBUTES_FILE = "attributes.json"
 SPLITS = ("train", "validation", "test")
+_CLASSES = math.prod(len(ATTRIBUTES[name]) for name in CLASS_ATTRIBUTES)
 
 
 def class_number(values: Mapping[str, str]) -> int:
@@ -44,9 +48,8 @@ def class_values(number: int) -> dict[str, str]:
     Raises:
         ValueError: the number is not that of a class.
     """
-    total = math.prod(len(ATTRIBUTES[name]) for name in CLASS_ATTRIBUTES)
-    if not 1 <= number <= total:
-        raise ValueError(f"number: expected a class number from 1 to {total}, got {number}")
+    if not 1 <= number <= _CLASSES:
+        raise ValueError(f"number: expected a class number from 1 to {_CLASSES}, got {number}")
     rest, values = number - 1, {}
     for name in reversed(CLASS_ATTRIBUTES):
         rest, index = divmod(rest, len(ATTRIBUTES[name]))
@@ -65,6 +68,11 @@ def split_of(values: Mapping[str, str]) -> str:
 
 
 def value_index(values: Mapping[str, str], name: str) -> int:
+    """Position of an attribute's value in `ATTRIBUTES`.
+
+    Raises:
+        ValueError: the attribute is missing or has an unknown value.
+    """
     value = values.get(name)
     if value not in ATTRIBUTES[name]:
         raise ValueError(f"values[{name!r}]: expected one of {', '.join(ATTRIBUTES[name])}, got {value!r}")
@@ -73,11 +81,10 @@ def value_index(values: Mapping[str, str], name: str) -> int:
 
 def first_classes(split: str, count: int, seed: int) -> list[int]:
     """The first `count` classes of a split, in a seeded order: a larger set only adds classes behind them."""
-    total = math.prod(len(ATTRIBUTES[name]) for name in CLASS_ATTRIBUTES)
     rng = random.Random(f"birds/classes/{seed}/{split}")
     found: dict[int, None] = {}  # a dict keeps the order of insertion
     while len(found) < count:
-        number = rng.randrange(total) + 1
+        number = rng.randrange(_CLASSES) + 1
         if number not in found and split_of(class_values(number)) == split:
             found[number] = None
     return list(found)

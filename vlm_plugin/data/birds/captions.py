@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from vlm_plugin.data.birds.attributes import ATTRIBUTES, value_index
 
+# The parts that colours of the plumage belong to.
+PLUMAGE = ("crown", "back", "wings", "breast")
 # Nouns for each part. The tail has the back's colour, so naming it names the back.
 NOUNS = {
     "crown": ("crown", "crown", "cap"),
@@ -21,7 +24,7 @@ NOUNS = {
 }
 # Words for the values whose word is not the value itself: entry k of one value matches entry k of the other.
 _SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
-PLUMAGE = ("crown", "back", "wings", "breast")
+# How often sentences name an attribute, in no unit.
 _WEIGHTS = {
     "crown": 4.0,
     "back": 3.5,
@@ -32,28 +35,42 @@ _WEIGHTS = {
     "size": 2.0,
     "background": 1.5,
 }
+# How many attributes a sentence names, and how often, in no unit.
+_COUNTS, _COUNT_WEIGHTS = (2, 3, 4, 5), (3, 4, 3, 1.5)
+
+# The sentences. {size} is empty or ends in a blank, {things} is the list of parts.
+_FORMS = (
+    "this is a {size}bird with {things}",
+    "a {size}bird with {things}",
+    "this {size}bird has {things}",
+    "the {size}bird has {things}",
+    "a {size}bird that has {things}",
+    "this {size}bird shows {things}",
+    "here is a {size}bird which has {things}",
+    "a photo of a {size}bird with {things}",
+    "you can see {things} on this {size}bird",
+)
+# Short sentences may put one part by itself; {rest} is the list of the others.
+_APART = (
+    "the {noun} of this {size}bird {verb} {value} and it has {rest}",
+    "this {size}bird has {rest} and its {noun} {verb} {value}",
+)
 # The background nouns carry no colour word ("green leaves"): a colour in a caption always belongs to the bird.
-_BEHIND = ("in front of the {}", "against the {}", "with the {} behind it", "and you see the {} behind it")
-_POSTURES = ("perched in front of the {}", "sitting on a branch in front of the {}", "resting before the {}")
+_BEHIND = (
+    "in front of the {background}",
+    "against the {background}",
+    "with the {background} behind it",
+    "and you see the {background} behind it",
+)
+# Of these, every one of the first line goes with every one of the second.
+_STARTS = ("this is a {size}bird", "a {size}bird", "there is a {size}bird")
+_POSTURES = (
+    "perched in front of the {background} with {things}",
+    "sitting on a branch in front of the {background} with {things}",
+    "resting before the {background} with {things}",
+)
+# Longer sentences are not drawn where a shorter one says the same: a text encoder keeps 18 words.
 _MOST_WORDS = 18
-
-
-def _search(attribute: str) -> re.Pattern[str]:
-    """Finds an attribute's value word in a caption: the word stands in group "before" or "after" its noun."""
-    if attribute == "size":
-        words = "|".join(word for value in _SIZE_WORDS.values() for word in value)
-        return re.compile(rf"\b(?P<before>{words})\b")
-    if attribute == "background":
-        return re.compile(rf"\bthe (?P<before>{'|'.join(ATTRIBUTES['background'])})\b")
-    words = "|".join(ATTRIBUTES[attribute])
-    if attribute == "bill_length":
-        return re.compile(rf"\b(?P<before>{words})(?: (?:{'|'.join(ATTRIBUTES['bill'])}))? (?:bill|beak)\b")
-    nouns = "|".join(dict.fromkeys(NOUNS[attribute]))
-    link = r"(?: that| of this(?: \w+)? bird)? (?:is|are)"
-    return re.compile(rf"\b(?P<before>{words}) (?:{nouns})\b|\b(?:{nouns}){link} (?P<after>{words})\b")
-
-
-_SEARCHES = {name: _search(name) for name in ATTRIBUTES}
 
 
 def draw_named(rng: random.Random) -> tuple[str, ...]:
@@ -62,7 +79,7 @@ def draw_named(rng: random.Random) -> tuple[str, ...]:
     Returns:
         The names in the order of `ATTRIBUTES`.
     """
-    count = rng.choices((2, 3, 4, 5), (3, 4, 3, 1.5))[0]
+    count = rng.choices(_COUNTS, _COUNT_WEIGHTS)[0]
     while True:
         # Weighted draw without replacement: the largest of u ** (1 / weight).
         keys = {name: rng.random() ** (1 / weight) for name, weight in _WEIGHTS.items()}
@@ -87,6 +104,38 @@ def sentence(values: Mapping[str, str], wording: int) -> str:
     Raises:
         ValueError: an unknown attribute or value, or no part of the bird is named.
     """
+    parts = _named_parts(values)
+    rng = random.Random(wording)
+    rng.shuffle(parts)
+    # "a crown that is red" is long: at most once, and only in short sentences.
+    spread = rng.choice(parts) if len(values) <= 3 and rng.random() < 0.25 else None
+    nouns = {name: rng.choice(NOUNS[name]) for name in parts}
+    size_choice = rng.randrange(2)
+    things = [_thing(values, name, nouns[name], name == spread) for name in parts]
+    first = parts[0]
+    words = {
+        "size": _SIZE_WORDS[values["size"]][size_choice] + " " if "size" in values else "",
+        "things": _listing(things),
+        "rest": _listing(things[1:]),
+        "noun": nouns[first],
+        "verb": _verb(first),
+        "value": values.get(first),
+        "background": values.get("background"),
+    }
+    forms = list(_FORMS)
+    if first != "bill" and len(parts) > 1 and spread is None and len(values) <= 4:
+        forms += _APART
+    if "background" in values:
+        forms = [f"{form} {behind}" for form in forms for behind in _BEHIND]
+        forms += [f"{start} {posture}" for start in _STARTS for posture in _POSTURES]
+    # Every value is one word, so the length does not depend on the values either.
+    said = [form.format(**words) for form in forms]
+    shortest = min(len(text.split()) for text in said)
+    return rng.choice([text for text in said if len(text.split()) <= max(_MOST_WORDS, shortest)]) + "."
+
+
+def _named_parts(values: Mapping[str, str]) -> list[str]:
+    """The parts of the bird that a sentence about these attributes is about; errors as those of `sentence`."""
     unknown = [name for name in values if name not in ATTRIBUTES]
     if unknown:
         raise ValueError(f"values: expected attributes among {', '.join(ATTRIBUTES)}, got {unknown[0]!r}")
@@ -100,56 +149,23 @@ def sentence(values: Mapping[str, str], wording: int) -> str:
         raise ValueError(
             f"values: expected at least one part of the bird (crown, bill, ...), got only {', '.join(named)}"
         )
-    rng = random.Random(wording)
-    rng.shuffle(parts)
+    return parts
 
-    # "a crown that is red" is long: at most once, and only in short sentences.
-    spread = rng.choice(parts) if len(named) <= 3 and rng.random() < 0.25 else None
-    nouns = {name: rng.choice(NOUNS[name]) for name in parts}
-    size_choice = rng.randrange(2)
 
-    def adjectives(name: str) -> str:
-        if name != "bill":
-            return values[name]
-        return " ".join(values[key] for key in ("bill_length", "bill") if key in values)
+def _thing(values: Mapping[str, str], name: str, noun: str, spread: bool) -> str:
+    """A part with its adjectives: "a red crown", "wings that are red" if `spread`, "a long black bill"."""
+    article = "" if name == "wings" else "a "
+    if name == "bill":
+        return article + " ".join([*(values[key] for key in ("bill_length", "bill") if key in values), noun])
+    return f"{article}{noun} that {_verb(name)} {values[name]}" if spread else f"{article}{values[name]} {noun}"
 
-    def has(name: str) -> str:
-        article = "" if name == "wings" else "a "
-        if name == spread and name != "bill":
-            return f"{article}{nouns[name]} that {'are' if name == 'wings' else 'is'} {values[name]}"
-        return f"{article}{adjectives(name)} {nouns[name]}"
 
-    def listing(words: list[str]) -> str:
-        return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+def _verb(name: str) -> str:
+    return "are" if name == "wings" else "is"
 
-    size = _SIZE_WORDS[values["size"]][size_choice] + " " if "size" in values else ""
-    things = listing([has(name) for name in parts])
-    first, others = parts[0], parts[1:]
-    forms = [
-        f"this is a {size}bird with {things}",
-        f"a {size}bird with {things}",
-        f"this {size}bird has {things}",
-        f"the {size}bird has {things}",
-        f"a {size}bird that has {things}",
-        f"this {size}bird shows {things}",
-        f"here is a {size}bird which has {things}",
-        f"a photo of a {size}bird with {things}",
-        f"you can see {things} on this {size}bird",
-    ]
-    if first != "bill" and others and spread is None and len(named) <= 4:
-        rest = listing([has(name) for name in others])
-        verb = "are" if first == "wings" else "is"
-        forms.append(f"the {nouns[first]} of this {size}bird {verb} {values[first]} and it has {rest}")
-        forms.append(f"this {size}bird has {rest} and its {nouns[first]} {verb} {values[first]}")
-    if "background" in values:
-        starts = ("this is a", "a", "there is a")
-        postures = [f"{start} {size}bird {posture} with {things}" for start in starts for posture in _POSTURES]
-        forms = [f"{form} {behind}" for form in forms for behind in _BEHIND] + postures
-        forms = [form.format(values["background"]) for form in forms]
-    # Every value is one word, so the length does not depend on the values either.
-    shortest = min(len(form.split()) for form in forms)
-    text = rng.choice([form for form in forms if len(form.split()) <= max(_MOST_WORDS, shortest)])
-    return text + "."
+
+def _listing(things: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(things[:-1]), *things[-1:]]))
 
 
 def read_caption(caption: str) -> dict[str, str]:
@@ -183,11 +199,6 @@ def said_by(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
             values[row, columns[name]] = ATTRIBUTES[name].index(value)
             named[row, columns[name]] = True
     return values, named
-
-
-def _find(caption: str, attribute: str) -> tuple[int, int] | None:
-    match = _SEARCHES[attribute].search(caption)
-    return None if match is None else match.span(match.lastgroup or 0)
 
 
 def swap_caption(caption: str, named: Sequence[str], values: Mapping[str, str], rng: random.Random) -> tuple[str, str]:
@@ -245,3 +256,25 @@ def swap_word(values: Mapping[str, str], named: Sequence[str], rng: random.Rando
     true = sentence({name: values.get(name, "") for name in named}, rng.getrandbits(32))
     false, attribute = swap_caption(true, named, values, rng)
     return true, false, attribute
+
+
+def _find(caption: str, attribute: str) -> tuple[int, int] | None:
+    """Where the word of an attribute's value begins and ends; None where the attribute is not named."""
+    match = _search(attribute).search(caption)
+    return None if match is None else match.span(match.lastgroup or 0)
+
+
+@functools.cache
+def _search(attribute: str) -> re.Pattern[str]:
+    """Finds an attribute's value word in a caption: the word stands in group "before" or "after" its noun."""
+    if attribute == "size":
+        words = "|".join(word for value in _SIZE_WORDS.values() for word in value)
+        return re.compile(rf"\b(?P<before>{words})\b")
+    if attribute == "background":
+        return re.compile(rf"\bthe (?P<before>{'|'.join(ATTRIBUTES['background'])})\b")
+    words = "|".join(ATTRIBUTES[attribute])
+    if attribute == "bill_length":
+        return re.compile(rf"\b(?P<before>{words})(?: (?:{'|'.join(ATTRIBUTES['bill'])}))? (?:bill|beak)\b")
+    nouns = "|".join(dict.fromkeys(NOUNS[attribute]))
+    link = r"(?: that| of this(?: \w+)? bird)? (?:is|are)"
+    return re.compile(rf"\b(?P<before>{words}) (?:{nouns})\b|\b(?:{nouns}){link} (?P<after>{words})\b")

@@ -1,30 +1,20 @@
-"""Synthetic birds: small pictures with captions whose truth is known.
-
-A bird is drawn from eight attributes (`ATTRIBUTES`), and every caption names some of them. So anything a model says
-about a picture can be checked against the truth, on a laptop and without downloading a data set. `make_birds` writes
-the folder layout that AttnGAN's users have for CUB-200-2011, and `BirdTruth` reads the attributes back.
-
-A class ("species") is a combination of all attributes but the background. Which split a class belongs to depends on the
-combination alone, never on the seed or the sizes: no training set ever holds a class of a validation or test set.
-"""
+"""Plans a set of synthetic birds and writes it in the layout that AttnGAN's users have for CUB-200-2011."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 import random
-import secrets
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from vlm_plugin.data.birds.attributes import ATTRIBUTES, SPLITS, class_values, first_classes
+from vlm_plugin.data.birds.attributes import ATTRIBUTES, ATTRIBUTES_FILE, SPLITS, class_values, first_classes
 from vlm_plugin.data.birds.captions import draw_named, sentence
 from vlm_plugin.data.birds.drawing import draw_bird
+from vlm_plugin.files import writing_folder
 
 PICTURES_PER_CLASS = 10
 CAPTIONS_PER_PICTURE = 10
@@ -132,19 +122,13 @@ def make_birds(
     if not any(plans.values()):
         raise ValueError("train, validation, test: expected at least one picture in all, got 0")
 
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = root.parent / f".{root.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
     try:
-        _write_set(partial, plans, size, arguments, progress)
-        if root.is_dir():
-            root.rmdir()  # empty, or it would have been refused; fails if somebody filled it meanwhile
-        partial.rename(root)
+        with writing_folder(root) as folder:
+            _write_set(folder, plans, size, arguments, progress)
     except OSError:
         # Two processes (the ranks of one job, say) may make the same set at once: the second finds it made.
         if not _already_made(root, arguments):
             raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return root
 
 
@@ -163,7 +147,7 @@ def _already_made(root: Path, arguments: Mapping[str, int]) -> bool:
         )
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))
-        keys = list(json.loads((root / "attributes.json").read_text(encoding="utf-8"))["pictures"])
+        keys = list(json.loads((root / ATTRIBUTES_FILE).read_text(encoding="utf-8"))["pictures"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{root}: expected a complete set of birds, got one that cannot be read ({error})") from error
     if found != dict(arguments):
@@ -181,38 +165,38 @@ def _already_made(root: Path, arguments: Mapping[str, int]) -> bool:
 def _write_set(
     root: Path, plans: Mapping[str, Sequence[Bird]], size: int, arguments: Mapping[str, int], progress: bool
 ) -> None:
+    """Fill a new folder. Nobody looks into it yet, so the files are written one by one."""
+
+    def write(name: str, text: str) -> None:
+        (root / name).write_text(text, encoding="utf-8", newline="\n")
+
     birds = [bird for plan in plans.values() for bird in plan]
     for folder in dict.fromkeys(bird.key.split("/")[0] for bird in birds):
         (root / "CUB_200_2011/images" / folder).mkdir(parents=True)
         (root / "text" / folder).mkdir(parents=True)
     for done, bird in enumerate(birds, 1):
-        draw_bird(bird.values, size, bird.seed).save(
-            root / f"CUB_200_2011/images/{bird.key}.jpg", quality=95, subsampling=0
-        )
-        (root / f"text/{bird.key}.txt").write_text("\n".join(bird.captions) + "\n", encoding="utf-8", newline="\n")
+        picture = draw_bird(bird.values, size, bird.seed)
+        picture.save(root / f"CUB_200_2011/images/{bird.key}.jpg", quality=95, subsampling=0)
+        write(f"text/{bird.key}.txt", "\n".join(bird.captions) + "\n")
         if progress and (done % 50 == 0 or done == len(birds)):
-            print(
-                f"\rbirds: {done} of {len(birds)}", end="\n" if done == len(birds) else "", file=sys.stderr, flush=True
-            )
-    lines = [f"{number} {bird.key}.jpg\n" for number, bird in enumerate(birds, 1)]
-    (root / "CUB_200_2011/images.txt").write_text("".join(lines), encoding="utf-8", newline="\n")
+            end = "\n" if done == len(birds) else ""
+            print(f"\rbirds: {done} of {len(birds)}", end=end, file=sys.stderr, flush=True)
+    write("CUB_200_2011/images.txt", "".join(f"{number} {bird.key}.jpg\n" for number, bird in enumerate(birds, 1)))
     # The box is the whole picture: readers crop to the box, and a tight one would normalise the attribute "size" away.
-    lines = [f"{number} 0.0 0.0 {float(size)} {float(size)}\n" for number in range(1, len(birds) + 1)]
-    (root / "CUB_200_2011/bounding_boxes.txt").write_text("".join(lines), encoding="utf-8", newline="\n")
+    boxes = (f"{number} 0.0 0.0 {float(size)} {float(size)}\n" for number in range(1, len(birds) + 1))
+    write("CUB_200_2011/bounding_boxes.txt", "".join(boxes))
     for split, plan in plans.items():
         if not plan:
             continue
         (root / split).mkdir()
-        _write_pickle(root / split / "filenames.pickle", [bird.key for bird in plan])
-        _write_pickle(root / split / "class_info.pickle", [bird.class_id for bird in plan])
+        lists = {"filenames": [bird.key for bird in plan], "class_info": [bird.class_id for bird in plan]}
+        for name, content in lists.items():
+            # The original repositories' Python 2 reads protocol 2.
+            (root / split / f"{name}.pickle").write_bytes(pickle.dumps(content, protocol=2))
     truth = {
         "attributes": {name: list(choices) for name, choices in ATTRIBUTES.items()},
         "pictures": {bird.key: bird.values for bird in birds},
         "captions": {bird.key: [list(named) for named in bird.named] for bird in birds},
     }
-    (root / "attributes.json").write_text(json.dumps(truth) + "\n", encoding="utf-8", newline="\n")
-    (root / _ARGUMENTS_FILE).write_text(json.dumps(dict(arguments)) + "\n", encoding="utf-8", newline="\n")
-
-
-def _write_pickle(path: Path, content: list[Any]) -> None:
-    path.write_bytes(pickle.dumps(content, protocol=2))  # the original repositories' Python 2 reads protocol 2
+    write(ATTRIBUTES_FILE, json.dumps(truth) + "\n")
+    write(_ARGUMENTS_FILE, json.dumps(dict(arguments)) + "\n")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from vlm_plugin.data import open_split
 from vlm_plugin.data.birds.attributes import SPLITS
 from vlm_plugin.data.birds.make import make_birds
 from vlm_plugin.data.birds.truth import BirdTruth
 from vlm_plugin.data.contact_sheet import contact_sheet
+from vlm_plugin.data.splits import open_split
 
 _SHEET_PICTURES, _SHEET_COLUMNS = 24, 6
 

@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from vlm_plugin.data.birds.attributes import ATTRIBUTES_FILE
+
 _Entry = TypeVar("_Entry")
 
 
@@ -26,7 +28,7 @@ class BirdTruth:
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
-        self.path = path / "attributes.json" if path.is_dir() else path
+        self.path = path / ATTRIBUTES_FILE if path.is_dir() else path
         if not self.path.is_file():
             raise FileNotFoundError(
                 f"{self.path}: expected the attributes of a set of synthetic birds, found no such file"
@@ -49,22 +51,36 @@ class BirdTruth:
             ) from error
 
     def __contains__(self, key: object) -> bool:
+        """Whether a picture's attributes are known."""
         return key in self._values
 
     def __len__(self) -> int:
+        """The number of pictures."""
         return len(self._values)
 
     def values(self, key: str) -> dict[str, str]:
-        """A picture's attributes by name."""
+        """A picture's attributes by name.
+
+        Raises:
+            ValueError: an unknown picture.
+        """
         row = self._look_up(self._values, key)
         return {name: self.attributes[name][index] for name, index in zip(self.names, row, strict=True)}
 
     def names_in(self, key: str, caption_index: int) -> tuple[str, ...]:
-        """The attributes that a picture's caption names."""
+        """The attributes that a picture's caption names.
+
+        Raises:
+            ValueError: an unknown picture or caption number.
+        """
         return tuple(name for name, flag in zip(self.names, self._caption(key, caption_index), strict=True) if flag)
 
     def pictures(self, keys: Sequence[str]) -> Tensor:
-        """Value indices of pictures, (B, A) int64; column a counts into `attributes[names[a]]`."""
+        """Value indices of pictures, (B, A) int64; column a counts into `attributes[names[a]]`.
+
+        Raises:
+            ValueError: an unknown picture.
+        """
         rows = [self._look_up(self._values, key) for key in keys]
         return torch.tensor(rows, dtype=torch.long).reshape(len(rows), len(self.names))
 
@@ -90,6 +106,15 @@ class BirdTruth:
         if key not in table:
             raise ValueError(f"keys: expected pictures of {self.path}, got {key!r}")
         return table[key]
+
+
+def find_truth(root: str | Path) -> BirdTruth | None:
+    """The attributes of a folder of synthetic birds, None for any other data.
+
+    Raises:
+        ValueError: the file of the attributes is not what `make_birds` writes.
+    """
+    return BirdTruth(root) if (Path(root) / ATTRIBUTES_FILE).is_file() else None
 
 
 def true_pairs(values: Tensor, anchor_values: Tensor, anchor_named: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeGuard
 
-from vlm_plugin.data.layouts.text import checked_name, read_text, without_extension
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
+from vlm_plugin.data.text import checked_name, read_text, without_extension
 
 __all__ = ["LAYOUT", "coco_splits", "is_coco", "read_coco"]
 

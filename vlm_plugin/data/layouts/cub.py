@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from vlm_plugin.data.layouts.text import caption_lines, checked_name, read_text, without_extension
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
+from vlm_plugin.data.tables import lines_of
+from vlm_plugin.data.text import caption_lines, checked_name, read_text, without_extension
 
 __all__ = ["LAYOUT", "Box", "cub_splits", "is_cub", "read_boxes", "read_cub", "read_names"]
 
@@ -220,7 +221,7 @@ def _lines(path: Path, complain: Complain) -> list[tuple[str, str]] | None:
     text = read_text(path, complain)
     if text is None:
         return None
-    return [(f"{path}, line {i}", line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return [(f"{path}, line {number}", line.strip()) for number, line in lines_of(text)]
 
 
 def _box(fields: list[str]) -> Box | None:

@@ -14,8 +14,6 @@ dot are passed over.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import os
 from collections import defaultdict
@@ -23,8 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vlm_plugin.data.layouts.text import LINE_END, caption_lines, checked_name, read_text, without_extension
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
+from vlm_plugin.data.tables import BrokenTableError, csv_rows, lines_of
+from vlm_plugin.data.text import LINE_END, caption_lines, checked_name, is_picture, read_text, without_extension
 
 __all__ = ["LAYOUT", "folder_splits", "is_folder", "read_folder"]
 
@@ -122,16 +121,12 @@ def _tables(folder: Path) -> list[Path]:
 
 
 def _holds_pictures(folder: Path) -> bool:
-    return folder.is_dir() and any(_is_picture(name) for _, names in _walk(folder, _ignore) for name in names)
+    return folder.is_dir() and any(is_picture(name) for _, names in _walk(folder, _ignore) for name in names)
 
 
 def _has_pair(names: list[str]) -> bool:
     texts = set(filter(None, map(_captioned, names)))
-    return bool(texts) and any(_is_picture(name) and without_extension(name) in texts for name in names)
-
-
-def _is_picture(name: str) -> bool:
-    return without_extension(name) != name
+    return bool(texts) and any(is_picture(name) and without_extension(name) in texts for name in names)
 
 
 def _captioned(name: str) -> str | None:
@@ -170,7 +165,7 @@ def _walk(
 def _read_pairs(folder: Path, complain: Complain) -> Iterator[Record]:
     files = sorted(within + name for within, names in _walk(folder, complain) for name in names)
     pictures: dict[str, str] = {}
-    for name in filter(_is_picture, files):
+    for name in filter(is_picture, files):
         other = pictures.setdefault(without_extension(name), name)
         if other != name:
             what = f"expected names that differ without their extension, got {name} and {other}"
@@ -236,11 +231,8 @@ def _read_table(path: Path, complain: Complain) -> Iterator[Record]:
 
 
 def _json_rows(path: Path, content: str, complain: Complain) -> Iterator[_Row]:
-    # Not splitlines(): JSON strings may hold other characters that it takes for line ends.
-    for i, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {i}"
+    for number, line in lines_of(content):
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -256,15 +248,10 @@ def _json_rows(path: Path, content: str, complain: Complain) -> Iterator[_Row]:
 
 
 def _csv_rows(path: Path, content: str, complain: Complain) -> Iterator[_Row]:
-    # strict: a quote that nothing closes would make the rest of the file one caption.
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
     header: list[str] | None = None
-    line = 1
     try:
-        for row in reader:
-            where, line = f"{path}, line {line}", reader.line_num + 1
-            if not row:
-                continue
+        for line, row in csv_rows(content):
+            where = f"{path}, line {line}"
             if header is None:
                 header = row
                 if not _has_columns(where, header, complain):
@@ -274,8 +261,8 @@ def _csv_rows(path: Path, content: str, complain: Complain) -> Iterator[_Row]:
                 complain(Problem(where, what))
             else:
                 yield _Row(where, *(row[header.index(column)] for column in _COLUMNS))
-    except csv.Error as error:
-        complain(Problem(f"{path}, line {line}", f"expected CSV, but reading it failed ({error})"))
+    except BrokenTableError as error:
+        complain(Problem(f"{path}, line {error.first}", f"expected CSV, but reading it failed ({error})"))
 
 
 def _has_columns(where: str, columns: list[str], complain: Complain) -> bool:

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from vlm_plugin.data.layouts.cub import Box, read_boxes, read_names
-from vlm_plugin.data.layouts.text import PICTURE_EXTENSIONS, caption_lines, checked_name, without_extension
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
+from vlm_plugin.data.text import PICTURE_EXTENSIONS, caption_lines, checked_name, is_picture, without_extension
 from vlm_plugin.unpickle import load_pickle
 
 __all__ = ["LAYOUT", "is_originals", "originals_splits", "read_originals"]
@@ -135,9 +135,8 @@ def _list_pictures(folder: Path) -> dict[str, str]:
         return {}
     found: dict[str, str] = {}
     for name in sorted(names, key=_preference, reverse=True):
-        stem = without_extension(name)
-        if stem != name:
-            found[stem] = name
+        if is_picture(name):
+            found[without_extension(name)] = name
     return found
 
 

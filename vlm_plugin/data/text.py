@@ -74,10 +74,14 @@ def checked_name(where: str, name: object, complain: Complain) -> str | None:
     return "/".join(parts)
 
 
+def is_picture(name: str) -> bool:
+    """Whether a file's name has one of `PICTURE_EXTENSIONS`, in any case."""
+    return os.path.splitext(name)[1].lower() in PICTURE_EXTENSIONS
+
+
 def without_extension(name: str) -> str:
     """The name without its extension if that is a picture's, in any case; other dots are part of the name."""
-    stem, extension = os.path.splitext(name)
-    return stem if extension.lower() in PICTURE_EXTENSIONS else name
+    return os.path.splitext(name)[0] if is_picture(name) else name
 
 
 def _read(path: Path, expected: str, complain: Complain) -> str | None:
