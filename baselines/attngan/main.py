@@ -6,13 +6,7 @@ from pathlib import Path
 # A script of the checkout runs from any folder and without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from vlm_plugin.terminal import explain_missing
-
-with explain_missing("attngan"):
-    from vlm_plugin.gans.find import baseline
-    from vlm_plugin.gans.run import run
-
-    attngan = baseline("attngan")
+from vlm_plugin.cli.scripts import train_command
 
 if __name__ == "__main__":
-    run(*attngan)
+    train_command("attngan")

@@ -6,13 +6,7 @@ from pathlib import Path
 # A script of the checkout runs from any folder and without installation.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from vlm_plugin.terminal import explain_missing
-
-with explain_missing("dfgan"):
-    from vlm_plugin.gans.find import baseline
-    from vlm_plugin.gans.run import run
-
-    dfgan = baseline("dfgan")
+from vlm_plugin.cli.scripts import train_command
 
 if __name__ == "__main__":
-    run(*dfgan)
+    train_command("dfgan")
