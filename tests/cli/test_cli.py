@@ -112,7 +112,7 @@ def test_train_says_in_one_line_what_the_user_got_wrong(
         def raising(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr("vlm_plugin.gans.run._run", raising)
+        monkeypatch.setattr("vlm_plugin.gans.run._train", raising)
 
     stop(torch.cuda.OutOfMemoryError("CUDA out of memory."))
     said = one_line(capsys, "train", "dfgan")
@@ -322,7 +322,7 @@ def test_without_the_extras_most_commands_work_and_the_others_say_what_to_instal
     helps, runs = dict(zip(COMMANDS, found, strict=False)), found[len(COMMANDS) :]
     for name, extra, missing in (
         ("evaluate", "eval", "torchmetrics"), ("score", "eval", "torchmetrics"),
-        ("report", "eval", "jinja2"), ("train", "train", "yaml"), ("sample", "train", "yaml"),
+        ("report", "eval", "jinja2"), ("train", "train", "yaml"), ("sample", "train", "torchmetrics"),
     ):  # fmt: skip
         assert helps.pop(name) == (2, said_missing(name, missing, extra))
     assert {code for code, _ in helps.values()} == {0}
@@ -330,10 +330,13 @@ def test_without_the_extras_most_commands_work_and_the_others_say_what_to_instal
     assert out.is_file()
 
 
-def test_settings_files_are_for_evaluate_alone() -> None:
-    refused, score = without(("yaml",), ("evaluate", "--help"), ("score", "--help"))
-    assert refused == (2, said_missing("evaluate", "yaml", "eval"))
-    assert score[0] == 0
+def test_settings_files_are_for_train_and_sample_alone() -> None:
+    """A run's own settings lie in its options.json."""
+    names = ("train", "sample", "evaluate", "score")
+    found = dict(zip(names, without(("yaml",), *((name, "--help") for name in names)), strict=True))
+    for name in ("train", "sample"):
+        assert found[name] == (2, said_missing(name, "yaml", "train"))
+    assert found["evaluate"][0] == found["score"][0] == 0
 
 
 def test_pages_are_for_evaluate_and_report_alone() -> None:
