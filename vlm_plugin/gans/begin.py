@@ -15,7 +15,7 @@ from vlm_plugin.data import BirdTruth, Record, Records, find_truth, make_birds
 from vlm_plugin.data.birds.make import BIRDS, BIRDS_FOLDER
 from vlm_plugin.data.records import digest_records
 from vlm_plugin.files import read_file, whole
-from vlm_plugin.gans.config import Beginning, Resumed, RunConfig, Settings
+from vlm_plugin.gans.config import Beginning, Resumed, RunConfig, Settings, may_have_moved
 from vlm_plugin.gans.trainer import Trainer
 from vlm_plugin.matcher.choose import PACKAGED, TOLERATED_UNKNOWN, load_matcher, marks, unknown_words
 from vlm_plugin.matcher.identity import fingerprint
@@ -90,7 +90,7 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
     """
     dtype = choose_precision(device, config.precision)
     data = _data_folder(config)
-    with config.may_have_moved("data"):
+    with may_have_moved(*config.named_by_run("data")):
         (records, lost), truth = open_records(data, "train", config.skip_bad), find_truth(data)
     if config.resumed is None and truth is None and config.encoder == PACKAGED:
         raise ValueError(
@@ -120,7 +120,7 @@ def _data_folder(config: RunConfig) -> Path:
 
 def _load_matcher(config: RunConfig, data: Path, device: torch.device) -> VLM:
     """The matcher, frozen: for a resumed run the very one that it began with."""
-    with config.may_have_moved("vlm", "text_encoder"):
+    with may_have_moved(*config.named_by_run("vlm", "text_encoder")):
         matcher = load_matcher(config.encoder, data, device).requires_grad_(False)
     matcher.max_words = config.max_words or matcher.max_words
     if config.resumed:

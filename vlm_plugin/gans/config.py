@@ -276,19 +276,15 @@ class RunConfig:
 
     def options(self, beginning: Beginning) -> dict[str, Any]:
         """Plain values for `options.json`, from which `configure` makes it again."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values |= {"settings": self.settings.plain(), **vars(beginning)}
-        return {name: value for name, value in values.items() if name not in _THIS_TIME}
+        kept = {name: value for name, value in vars(self).items() if name not in ("out", "device", "resumed")}
+        return kept | {"settings": self.settings.plain()} | vars(beginning)
 
-    @contextlib.contextmanager
-    def may_have_moved(self, *names: str) -> Iterator[None]:
-        """`may_have_moved` for those of `MOVABLE` that are asked for, where the resumed run itself names them."""
-        moved, folder = (self.resumed.moved, self.resumed.folder) if self.resumed else (frozenset(names), None)
-        with may_have_moved(folder, {MOVABLE[name]: getattr(self, name) for name in names if name not in moved}):
-            yield
-
-
-_THIS_TIME = ("out", "device", "resumed")
+    def named_by_run(self, *names: str) -> tuple[Path | None, dict[str, str | None]]:
+        """For `may_have_moved`: a resumed run's folder, and what it names itself of these of `MOVABLE`."""
+        if self.resumed is None:
+            return None, {}
+        names = [name for name in names if name not in self.resumed.moved]
+        return self.resumed.folder, {MOVABLE[name]: getattr(self, name) for name in names}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -339,12 +335,14 @@ def parser(name: str) -> argparse.ArgumentParser:
 
 
 def whole_number(text: str) -> int:
+    """An argument that counts something."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number from 0 up, got {text!r}")
     return int(text)
 
 
 def packaged_start(folder: Path) -> Path:
+    """The generator that comes with a baseline, by the baseline's folder."""
     return folder / "assets" / "birds.pt"
 
 

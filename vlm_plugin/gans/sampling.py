@@ -112,6 +112,9 @@ def sample_with_arguments(baseline: Baseline, build: type[Trainer], arguments: a
     original = read_config(arguments.cfg, baseline).original if arguments.cfg else Original()
     generator = arguments.generator or original.sample_from or original.generator
     path, data = Path(generator or packaged_start(baseline.folder)), arguments.data or original.data
+    out = arguments.out or RUNS
+    if data:  # before anything is read
+        check_outside(out, data)
     captions, device = read_captions(arguments.sample), choose_device(arguments.device)
     seed = seed_of(arguments, original)
     source = Source(
@@ -122,7 +125,7 @@ def sample_with_arguments(baseline: Baseline, build: type[Trainer], arguments: a
         data=Path(data) if data else None,
         max_words=original.max_words,
     )
-    return sample(source, captions, arguments.out or RUNS, seed=seed, device=device)
+    return sample(source, captions, out, seed=seed, device=device)
 
 
 @torch.no_grad()
