@@ -599,7 +599,7 @@ def test_generated_images_of_another_range_are_told_of_once(image_range, convert
 
 def test_captions_that_the_matcher_hardly_knows_are_told_of_once():
     loss = DualVLMLoss(make_vlm(), **WEIGHTS)
-    known = loss._vlm[0].vocabulary.words[2]
+    known = loss._door.vlm.vocabulary.words[2]
     with pytest.warns(
         UserWarning, match="^captions: 2 of the first 4 words are unknown .* \\(zebra, lion\\), which"
     ) as told:
@@ -717,7 +717,7 @@ def test_float64_stays_float64():
 def test_cuda_under_autocast():
     """On a GPU in bfloat16, with lengths and class ids on the CPU: finite total and gradients."""
     loss = DualVLMLoss(make_vlm(), **WEIGHTS).to("cuda")
-    tokens, lengths = loss._vlm[0].vocabulary.encode_batch(["a small red bird", "bird", "blue wings"])
+    tokens, lengths = loss._door.vlm.vocabulary.encode_batch(["a small red bird", "bird", "blue wings"])
     real = pictures(3, 1, torch.float32, 64).cuda()
     with torch.autocast("cuda", dtype=torch.bfloat16):
         encoded = loss.encode_tokens(tokens, lengths)
@@ -859,8 +859,9 @@ def test_a_scorer_that_nothing_says_was_trained():
     parts = {"image_encoder": TinyEncoder(), **WEIGHTS}
     with pytest.warns(
         UserWarning, match="^scorer: nothing says that it was trained, and vlm_general, vvm_general are on"
-    ):
+    ) as told:
         DualVLMLoss(scorer=make_scorer(), **parts)
+    assert [warning.filename for warning in told] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         DualVLMLoss(scorer=make_scorer(), terms=["vlm_local"], **parts)
@@ -1084,28 +1085,112 @@ def test_captions_are_divided_into_words_once(monkeypatch):
         assert divided == captions
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "wrapped"])
-def test_the_encoder_does_not_look_again_at_what_the_door_has_looked_at(monkeypatch, wrapped):
-    """And who calls it directly is told what is wrong."""
+WRAPPERS = {
+    "bare": lambda network: network,
+    "DataParallel": nn.DataParallel,
+    "compiled": lambda network: torch.compile(network, backend="eager"),
+    "both": lambda network: torch.compile(nn.DataParallel(network), backend="eager"),
+}
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """Who looks at images: `("door", batch)` or `("encoder", batch)`, in order."""
+    from vlm_plugin import host
     from vlm_plugin.matcher import image_encoders
 
-    looked, look = [], image_encoders.check_image_batch
+    found, at_door, at_encoder = [], host.is_image_batch, image_encoders.check_image_batch
+    monkeypatch.setattr(host, "is_image_batch", lambda images: found.append(("door", images)) or at_door(images))
     monkeypatch.setattr(
-        image_encoders, "check_image_batch", lambda images, like: looked.append(len(images)) or look(images, like)
+        image_encoders,
+        "check_image_batch",
+        lambda images, like: found.append(("encoder", images)) or at_encoder(images, like),
     )
-    vlm = make_vlm()
-    encoder = nn.DataParallel(vlm.image_encoder) if wrapped else vlm.image_encoder
-    loss = DualVLMLoss(
-        image_encoder=encoder, scorer=vlm.scorer, text_encoder=vlm.text_encoder, **WEIGHTS, allow_other_encoders=True
-    )
+    return found
+
+
+def door_loss(encoder, vlm, **arguments):
+    parts = {"image_encoder": encoder, "scorer": vlm.scorer, "text_encoder": vlm.text_encoder}
+    return DualVLMLoss(**parts, **WEIGHTS, allow_other_encoders=True, **arguments)
+
+
+def small_batch(vlm):
     tokens, lengths = vlm.vocabulary.encode_batch(["a red bird", "a blue bird"])
-    pairs = pictures(2, 0, torch.float32, 16), pictures(2, 1, torch.float32, 16)
-    loss(pairs[0], loss.encode_tokens(tokens, lengths), pairs[1])
-    assert looked == []
-    vlm.image_encoder(pairs[0])
-    assert looked == [2]
+    fake, real = (pictures(2, seed, torch.float32, 16) for seed in (0, 1))
+    return fake, vlm.encode_tokens(tokens, lengths), real
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_fakes_and_real_images_are_looked_at_once_and_the_encoder_does_not_look_again(looks, wrapper):
+    """At every call; and who calls the encoder directly is told what is wrong."""
+    vlm = make_vlm()
+    fake, text, real = small_batch(vlm)
+    loss = door_loss(WRAPPERS[wrapper](vlm.image_encoder), vlm)
+    expected = door_loss(vlm.image_encoder, vlm)(fake, text, real).total
+    for _ in range(2):
+        looks.clear()
+        assert torch.equal(loss(fake, text, real).total, expected)
+        assert [who for who, _ in looks] == ["door", "door"]
+        assert looks[0][1] is fake
+        assert looks[1][1] is real
     with pytest.raises(ValueError, match=r"fake: expected shape \(B, 3, H, W\), got \(2, 3, 0, 16\)"):
-        loss(pairs[0][:, :, :0], loss.encode_tokens(tokens, lengths), pairs[1])
+        loss(fake[:, :, :0], text, real)
+    looks.clear()
+    vlm.image_encoder(fake)
+    assert [who for who, _ in looks] == ["encoder"]
+    with pytest.raises(ValueError, match=r"images: expected shape \(B, 3, H, W\) with B, H and W at least 1, got"):
+        loss.image_encoder(fake[:, :, :0])
+
+
+def test_what_an_augmentation_made_is_looked_at_by_the_encoder(looks):
+    """It has not been through the door: an augmentation may change type, device and size."""
+    vlm = make_vlm()
+    fake, text, real = small_batch(vlm)
+    door_loss(vlm.image_encoder, vlm, augment=lambda images: images.flip(-1))(fake, text, real)
+    assert [who for who, _ in looks] == ["door", "door", "encoder"]
+    looks.clear()
+    door_loss(vlm.image_encoder, vlm, augment=lambda images: images)(fake, text, real)
+    assert [who for who, _ in looks] == ["door", "door"]
+    for augment, error, message in (
+        (
+            lambda images: images.double(),
+            TypeError,
+            "images: expected the encoder's dtype torch.float32, got torch.float",
+        ),
+        (lambda images: images[..., :0], ValueError, r"images: expected shape .*, got \(2, 3, 16, 0\)"),
+        (lambda images: images.to("meta"), ValueError, "images: expected them on the encoder's device cpu, got meta"),
+    ):
+        with pytest.raises(error, match=message):
+            door_loss(vlm.image_encoder, vlm, augment=augment)(fake, text, real)
+
+
+def test_encoders_with_a_forward_of_their_own_are_called_as_they_are():
+    """A subclass, a replaced method, a module around ours: none of them has to know what our encoders are told."""
+
+    class Mirror(ConvEncoder):
+        def forward(self, images):
+            return super().forward(images.flip(-1))
+
+    class Around(nn.Module):
+        def __init__(self, encoder):
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, images):
+            return self.encoder(images)
+
+    vlm = make_vlm()
+    fake, text, real = small_batch(vlm)
+    expected = door_loss(vlm.image_encoder, vlm)(fake, text, real).total
+    mirrored = door_loss(vlm.image_encoder, vlm)(fake.flip(-1), text, real.flip(-1)).total
+    mirror = Mirror(16, 4)
+    mirror.load_state_dict(vlm.image_encoder.state_dict())
+    for wrap in WRAPPERS.values():
+        assert torch.equal(door_loss(wrap(mirror), vlm)(fake, text, real).total, mirrored)
+        assert torch.equal(door_loss(wrap(Around(vlm.image_encoder)), vlm)(fake, text, real).total, expected)
+    forward = vlm.image_encoder.forward
+    vlm.image_encoder.forward = lambda images: forward(images.flip(-1))
+    assert torch.equal(door_loss(vlm.image_encoder, vlm)(fake, text, real).total, mirrored)
 
 
 def test_a_range_is_that_of_the_beginning():

@@ -265,7 +265,7 @@ def test_every_name_of_ours_exists():
         assert hasattr(vlm_plugin, name), name
         found += 1
     own = {"VLM": VLM, "vlm_loss": DualVLMLoss(VLM.load("birds.vlm.pt"), lambda_vvm=0.0, lambda_vlm=0.0)}
-    own["vlm"] = own["vlm_loss"]._vlm[0]
+    own["vlm"] = own["vlm_loss"]._door.vlm
     for holder, name in re.findall(
         r"\b(VLM|vlm_loss|vlm)\.(?!pt\b)(\w+)", GUIDE.replace("birds.vlm.pt", "").replace("bird.vlm.pt", "")
     ):

@@ -15,12 +15,72 @@ from torch import Tensor, nn
 INTEGER_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
+def is_integer(value: object, least: int) -> bool:
+    """Whether a value is an integer of at least `least`; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def check_integer(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    """Refuse all but an integer of at least `least`.
+
+    Raises:
+        ValueError: `value` is another; the message begins with `name`.
+    """
+    if not is_integer(value, least):
         raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
 
 
+def check_positive(**values: int) -> None:
+    """Refuse all but integers of at least 1: sizes and counts.
+
+    Raises:
+        ValueError: a value is another; the message begins with the name under which it was given.
+    """
+    for name, value in values.items():
+        if not is_integer(value, 1):
+            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+
+
+def check_number(name: str, value: float, positive: bool = False) -> None:
+    """Refuse all but a finite number.
+
+    Args:
+        name: how the caller calls it, for the message.
+        value: what to verify.
+        positive: it has to be above 0, too.
+
+    Raises:
+        TypeError: `value` is no number.
+        ValueError: it is NaN, infinite, or not above 0 where it should be.
+    """
+    expected = "a positive, finite number" if positive else "a finite number"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    if not math.isfinite(value) or (positive and value <= 0):
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+def check_image_range(image_range: tuple[float, float]) -> tuple[float, float]:
+    """The lowest and the highest value of pictures, as floats.
+
+    Raises:
+        ValueError: `image_range` is no pair of finite numbers in rising order.
+    """
+    try:
+        low, high = (float(value) for value in image_range)
+    except (TypeError, ValueError):
+        raise ValueError(f"image_range: expected (lowest, highest), got {image_range!r}") from None
+    if isinstance(image_range, str) or not low < high or math.isinf(high - low):
+        raise ValueError(f"image_range: expected (lowest, highest), both finite, got {image_range!r}")
+    return low, high
+
+
 def check_captions(captions: Sequence[str], batch: int) -> list[str]:
+    """A caption for each of `batch` pictures, as a list.
+
+    Raises:
+        ValueError: `captions` is no sequence of as many strings; the message names the first that is none.
+    """
     if isinstance(captions, (str, bytes)) or not isinstance(captions, Sequence):
         raise ValueError(f"captions: expected a list of {batch} strings, got {type(captions).__name__}")
     if len(captions) != batch:
@@ -31,30 +91,36 @@ def check_captions(captions: Sequence[str], batch: int) -> list[str]:
     return list(captions)
 
 
-def check_positive(**values: int) -> None:
-    """ValueError for a size that is no positive integer."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+def is_image_batch(images: Tensor) -> bool:
+    """Whether a tensor has the shape of pictures: `(B, 3, H, W)` with B, H and W at least 1."""
+    return images.dim() == 4 and images.shape[1] == 3 and 0 not in images.shape
+
+
+def fits_dtype(images: Tensor, weight: Tensor) -> bool:
+    """Whether a network with the parameter `weight` takes `images` as they are: of its dtype, or under autocast, which
+    brings both together but leaves float64 as it is."""
+    if images.dtype == weight.dtype:
+        return True
+    return torch.is_autocast_enabled(images.device.type) and torch.float64 not in (images.dtype, weight.dtype)
 
 
 def check_image_batch(images: Tensor, weight: Tensor) -> None:
-    """Verify what an encoder with the parameter `weight` is given as `images`; values are not looked at."""
+    """Refuse what an encoder with the parameter `weight` cannot take; values are not looked at.
+
+    Raises:
+        TypeError: `images` is no floating-point tensor, or of another dtype than the encoder, outside autocast.
+        ValueError: it is no `(B, 3, H, W)`, or on another device than the encoder.
+    """
     if not isinstance(images, Tensor):
         raise TypeError(f"images: expected a Tensor (B, 3, H, W), got {type(images).__name__}")
-    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
+    if not is_image_batch(images):
         raise ValueError(f"images: expected shape (B, 3, H, W) with B, H and W at least 1, got {tuple(images.shape)}")
     if not images.is_floating_point():
         raise TypeError(f"images: expected floating-point values in [-1, 1], got {images.dtype}")
     if images.device != weight.device:
         raise ValueError(f"images: expected them on the encoder's device {weight.device}, got {images.device}")
-    if images.dtype != weight.dtype and not autocasts(images, weight):
+    if not fits_dtype(images, weight):
         raise TypeError(f"images: expected the encoder's dtype {weight.dtype}, got {images.dtype}, outside autocast")
-
-
-def autocasts(images: Tensor, weight: Tensor) -> bool:
-    """Whether autocast brings `images` and `weight` together; it leaves float64 as it is."""
-    return torch.is_autocast_enabled(images.device.type) and torch.float64 not in (images.dtype, weight.dtype)
 
 
 def as_integers(values: object, name: str) -> Tensor:
@@ -77,24 +143,6 @@ def as_integers(values: object, name: str) -> Tensor:
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         raise TypeError(f"{name}: expected integers, got {found.dtype}")
     return found
-
-
-def check_image_range(image_range: tuple[float, float]) -> tuple[float, float]:
-    try:
-        low, high = (float(value) for value in image_range)
-    except (TypeError, ValueError):
-        raise ValueError(f"image_range: expected (lowest, highest), got {image_range!r}") from None
-    if isinstance(image_range, str) or not low < high or math.isinf(high - low):
-        raise ValueError(f"image_range: expected (lowest, highest), both finite, got {image_range!r}")
-    return low, high
-
-
-def check_number(name: str, value: float, positive: bool = False) -> None:
-    expected = "a positive, finite number" if positive else "a finite number"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
-    if not math.isfinite(value) or (positive and value <= 0):
-        raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
 def first_tensor(*modules: nn.Module) -> Tensor | None:

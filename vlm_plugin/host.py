@@ -1,23 +1,26 @@
 """The front door of the loss: everything that a host hands over is looked at here, once.
 
-What is only worth one look (the range of the first pictures, the words of the first captions, masks that live on a GPU,
-which each look would stall) is remembered by the door. Messages name the argument, what was expected and what came.
+That is what a loss is built of, what it is called with, and what a host's own modules return. What is worth one look
+alone (the range of the first pictures, the words of the first captions, masks that live on a GPU, which each look would
+stall) is remembered by the door. Messages name the argument, what was expected and what came.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vlm_plugin.checks import as_integers, autocasts, check_image_range, first_tensor
+from vlm_plugin.checks import as_integers, check_image_range, check_number, first_tensor, fits_dtype, is_image_batch
 from vlm_plugin.features import Features, as_features, check_features
-from vlm_plugin.matcher.identity import unwrapped
-from vlm_plugin.matcher.vlm import VLM
+from vlm_plugin.matcher.identity import check_fingerprints, unwrapped, warn_if_untrained
+from vlm_plugin.matcher.image_encoders import encode_checked
+from vlm_plugin.matcher.vlm import VLM, check_vlm
 from vlm_plugin.matcher.vocabulary import Vocabulary
 
 TERMS = ("vlm_local", "vlm_global", "vlm_general", "vvm_local", "vvm_global", "vvm_general")
@@ -46,9 +49,14 @@ class Given(NamedTuple):
     """`(B,)` int64 on the pictures' device; rows of equal id are no negatives of each other."""
 
 
-def needs(terms: Iterable[str], half: str) -> list[str]:
-    """The terms of one half, "vlm" or "vvm"."""
-    return [term for term in terms if term.startswith(half)]
+def half_of(term: str) -> str:
+    """The half that a term belongs to: "vlm", whose anchors are captions, or "vvm", whose anchors are real images."""
+    return term.split("_")[0]
+
+
+def terms_of(half: str, terms: Iterable[str]) -> list[str]:
+    """Those of `terms` that belong to a half."""
+    return [term for term in terms if half_of(term) == half]
 
 
 def check_parts(
@@ -62,8 +70,7 @@ def check_parts(
     if vlm is not None:
         if image_encoder is not None or scorer is not None or text_encoder is not None:
             raise ValueError("vlm: expected either a VLM or the modules image_encoder, scorer, text_encoder")
-        if not isinstance(vlm, VLM):
-            raise TypeError(f"vlm: expected a VLM (VLM.load(path) reads one), got {type(vlm).__name__}")
+        check_vlm(vlm)
         image_encoder, scorer, text_encoder = vlm.image_encoder, vlm.scorer, vlm.text_encoder
     if not isinstance(image_encoder, nn.Module):
         raise TypeError(f"image_encoder: expected a VLM or an image encoder, got {type(image_encoder).__name__}")
@@ -97,11 +104,40 @@ def check_terms(terms: Iterable[str], has_scorer: bool) -> tuple[str, ...]:
     return chosen
 
 
-def check_augment(augment: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor] | None:
-    """The augmentation itself; TypeError if it cannot be called."""
+def check_numbers(**numbers: float) -> None:
+    """Weights are finite numbers; sharpnesses and inverse temperatures, the gammas, lie above 0 too.
+
+    Raises:
+        TypeError, ValueError: one is not; the message begins with its name.
+    """
+    for name, value in numbers.items():
+        check_number(name, value, positive=name.startswith("gamma"))
+
+
+def check_augment(augment: Callable[[Tensor], Tensor] | None) -> None:
+    """Refuse an augmentation that cannot be called.
+
+    Raises:
+        TypeError: it is something else.
+    """
     if augment is not None and not callable(augment):
         raise TypeError(f"augment: expected a function or module of images, got {type(augment).__name__}")
-    return augment
+
+
+def check_trained(parts: Parts, terms: Sequence[str]) -> None:
+    """Refuse a scorer that was trained on other encoders, and warn of one that general terms need and of which nothing
+    says that it was trained. The warning is on behalf of the caller's caller.
+
+    Raises:
+        ValueError: the message names scorer and encoder.
+    """
+    if parts.scorer is None:
+        return
+    otherwise = "allow_other_encoders=True"
+    check_fingerprints(parts.scorer, otherwise, image_encoder=parts.image_encoder, text_encoder=parts.text_encoder)
+    if general := [term for term in terms if term.endswith("_general")]:
+        needed = f"{', '.join(general)} are on"
+        warn_if_untrained(parts.scorer, needed, f"VLM.stamp() or {otherwise}", stacklevel=3)
 
 
 class FrontDoor:
@@ -109,13 +145,15 @@ class FrontDoor:
 
     Args:
         image_range: lowest and highest value of the host's pictures.
+        vlm: the matcher, whose vocabulary captions are read with; None where a loss was built from modules.
 
     Raises:
         ValueError: no such range.
     """
 
-    def __init__(self, image_range: tuple[float, float]) -> None:
+    def __init__(self, image_range: tuple[float, float], vlm: VLM | None = None) -> None:
         self.image_range = check_image_range(image_range)
+        self.vlm = vlm
         self._range_known = False
         self._fake_seen = False
         self._words_seen = False
@@ -147,85 +185,105 @@ class FrontDoor:
         weight = first_tensor(encoder)
         self._check_pictures("fake", fake, weight)
         self._look_at_fake(fake.detach())
-        given_text = self._check_text(text, terms, fake) if needs(terms, "vlm") else None
-        if real is not None:
-            self._check_pictures("real", real, fake if weight is None else weight)
-            if len(real) != len(fake):
-                raise ValueError(f"real: expected {len(fake)} images as in fake, got {len(real)}")
-            self.check_range(real.detach())
-        asked = needs(terms, "vvm")
-        if asked and real is None:
-            raise ValueError(f"real: expected images (B, 3, H, W) for the terms {asked}, got None")
+        text = self._check_text(text, terms_of("vlm", terms), fake)
+        real = self._check_real(real, terms_of("vvm", terms), fake, fake if weight is None else weight)
+        ids = _check_class_ids(class_ids, fake)
         target = getattr(unwrapped(encoder), "input_range", (-1.0, 1.0))
-        return Given(
-            self._in_range(fake, target),
-            given_text,
-            self._in_range(real, target) if asked else None,
-            _check_class_ids(class_ids, fake),
-        )
+        return Given(self._in_range(fake, target), text, None if real is None else self._in_range(real, target), ids)
 
-    def check_views(self, views: object, fake: Tensor) -> Tensor:
-        """What `augment` made of the generated pictures.
+    def view(self, augment: Callable[[Tensor], Tensor], fake: Tensor) -> Tensor:
+        """What an augmentation makes of the generated pictures.
 
         Raises:
             ValueError: something else than as many pictures.
         """
-        if not isinstance(views, Tensor) or views.shape[:2] != fake.shape[:2] or views.dim() != 4:
-            got = tuple(views.shape) if isinstance(views, Tensor) else type(views).__name__
+        view = augment(fake)
+        if not isinstance(view, Tensor) or view.shape[:2] != fake.shape[:2] or view.dim() != 4:
+            got = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
             raise ValueError(f"augment: expected images ({len(fake)}, 3, H, W) of its {len(fake)} images, got {got}")
-        return views
+        return view
 
-    def check_encoded(self, output: object, count: int) -> Features:
-        """What the image encoder made of `count` pictures, as Features.
+    def encoded(self, encoder: nn.Module, images: Tensor, *, checked: bool) -> Features:
+        """What an image encoder makes of pictures, as Features.
+
+        Args:
+            encoder: one of ours, or any that returns Features or a `(regions, code)` pair.
+            images: pictures in the encoder's range.
+            checked: `check` has looked at them; otherwise an encoder of ours does.
 
         Raises:
-            TypeError, ValueError: neither Features nor a `(regions, code)` pair, of another number, or without regions.
+            TypeError, ValueError: neither of the two, of another number of pictures, or without regions.
         """
+        output = encode_checked(encoder, images) if checked else encoder(images)
         features = check_features(as_features(output, "image_encoder"), "image_encoder")
-        if len(features.pooled) != count:
-            raise ValueError(f"image_encoder: expected features of {count} images, got {len(features.pooled)}")
+        if len(features.pooled) != len(images):
+            raise ValueError(f"image_encoder: expected features of {len(images)} images, got {len(features.pooled)}")
         if self._has_empty_row(features.mask, self._regions_seen):
             raise ValueError("image_encoder: expected at least one region of every image, got a mask without any")
         self._regions_seen = True
         return features
 
-    def look_at_words(self, words: Sequence[str], vocabulary: Vocabulary) -> None:
-        """Warn, once, of first captions that the matcher hardly knows: it was pretrained on others.
+    def tokenise(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Captions as ids `(B, T)` of the matcher's own vocabulary, and their lengths `(B,)`.
 
-        Args:
-            words: all words of the captions.
-            vocabulary: the matcher's.
+        The first ones are looked at for words that the matcher does not know, on behalf of the caller's caller.
+
+        Raises:
+            TypeError: `captions` is no list of strings.
+            ValueError: there is no vocabulary, or a caption has no word of it.
         """
-        if self._words_seen:
-            return
-        self._words_seen = True
-        unknown = [word for word in words if word not in vocabulary]
-        if len(unknown) > FOREIGN_SHARE * len(words):
-            some = ", ".join(list(dict.fromkeys(unknown))[:5])
-            warnings.warn(
-                f"captions: {len(unknown)} of the first {len(words)} words are unknown to the matcher ({some}), which "
-                "was pretrained on other captions",
-                stacklevel=3,
+        if self.vlm is None:
+            raise ValueError(
+                "encode_text: this loss was built from modules, without a vocabulary: "
+                "use encode_tokens or text_features, or build it from a VLM"
             )
+        words: list[str] = []
+        tokens, lengths = self.vlm.vocabulary.encode_batch(captions, self.vlm.max_words, words=words)
+        self._look_at_words(words, self.vlm.vocabulary)
+        return tokens, lengths
+
+    def check_text_encoder(
+        self,
+        text_encoder: nn.Module | None,
+        vocabulary: Vocabulary | Mapping[int, str] | str | os.PathLike[str] | None,
+    ) -> None:
+        """There has to be one for ids, and whatever made them has to be the matcher's own vocabulary.
+
+        Raises:
+            OSError, TypeError: `vocabulary` cannot be read, or is something else.
+            ValueError: it is another, or there is none to compare it with; or there is no text encoder.
+        """
+        if vocabulary is not None:
+            if self.vlm is None:
+                raise ValueError(
+                    "vocabulary: expected none, as this loss was built from modules, without a vocabulary to compare "
+                    f"it with, got {type(vocabulary).__name__}: build the loss from a VLM"
+                )
+            self.vlm.check_vocabulary(vocabulary)
+        if text_encoder is None:
+            raise ValueError("encode_tokens: this loss has no text_encoder: give it one, or use text_features")
 
     @staticmethod
     def _check_pictures(name: str, images: Tensor, like: Tensor | None) -> None:
         if not isinstance(images, Tensor) or not images.is_floating_point():
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(f"{name}: expected a floating-point tensor (B, 3, H, W), got {kind}")
-        if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
+        if not is_image_batch(images):
             raise ValueError(f"{name}: expected shape (B, 3, H, W), got {tuple(images.shape)}")
         if like is None:
             return
         if images.device != like.device:
             raise ValueError(f"{name}: expected images on {like.device}, where the matcher is, got {images.device}")
-        if images.dtype != like.dtype and not autocasts(images, like):
+        if not fits_dtype(images, like):
             outside = ", which autocast leaves as it is" if images.dtype == torch.float64 else ", outside autocast"
             raise TypeError(f"{name}: expected {like.dtype}, the matcher's dtype, got {images.dtype}{outside}")
 
-    def _check_text(self, text: Features | None, terms: Sequence[str], fake: Tensor) -> Features:
+    def _check_text(self, text: Features | None, asked: Sequence[str], fake: Tensor) -> Features | None:
+        """The captions' features without gradient, for the terms that ask for them; None where none does."""
+        if not asked:
+            return None
         if text is None:
-            raise ValueError(f"text: expected Features for the terms {needs(terms, 'vlm')}, got None")
+            raise ValueError(f"text: expected Features for the terms {asked}, got None")
         check_features(text, "text")
         if len(text.pooled) != len(fake):
             raise ValueError(f"text: expected {len(fake)} captions as there are images in fake, got {len(text.pooled)}")
@@ -235,6 +293,18 @@ class FrontDoor:
             raise ValueError("text: expected at least one word in every caption, got an empty one")
         self._captions_seen = True
         return text.detach()
+
+    def _check_real(self, real: Tensor | None, asked: Sequence[str], fake: Tensor, like: Tensor) -> Tensor | None:
+        """The real pictures, for the terms that ask for them; None where none does. They are looked at wherever they
+        are given: their range tells that of the generated ones."""
+        if real is not None:
+            self._check_pictures("real", real, like)
+            if len(real) != len(fake):
+                raise ValueError(f"real: expected {len(fake)} images as in fake, got {len(real)}")
+            self.check_range(real.detach())
+        elif asked:
+            raise ValueError(f"real: expected images (B, 3, H, W) for the terms {asked}, got None")
+        return real if asked else None
 
     @staticmethod
     def _has_empty_row(mask: Tensor, seen: bool) -> bool:
@@ -264,6 +334,21 @@ class FrontDoor:
             )
         elif least < 2 * low - high or most > 2 * high - low:
             warnings.warn(f"{what}, far outside of image_range {self.image_range}", stacklevel=6)
+
+    def _look_at_words(self, words: Sequence[str], vocabulary: Vocabulary) -> None:
+        """Warn of first captions that the matcher hardly knows: it was pretrained on others."""
+        if self._words_seen:
+            return
+        self._words_seen = True
+        unknown = [word for word in words if word not in vocabulary]
+        if len(unknown) > FOREIGN_SHARE * len(words):
+            some = ", ".join(list(dict.fromkeys(unknown))[:5])
+            # On behalf of who calls the loss: past `tokenise` and `encode_text`.
+            warnings.warn(
+                f"captions: {len(unknown)} of the first {len(words)} words are unknown to the matcher ({some}), which "
+                "was pretrained on other captions",
+                stacklevel=4,
+            )
 
     def check_range(self, real: Tensor) -> None:
         """Compare real pictures with `image_range`, until a batch has told: uniform pictures fit any range."""
@@ -303,17 +388,23 @@ def _check_class_ids(class_ids: Tensor | Sequence[int] | None, fake: Tensor) -> 
     return ids.to(fake.device, torch.int64, non_blocking=True)
 
 
-def check_anchor(name: str, anchor: Features, image: Features) -> None:
-    """Anchors must have the pictures' width and, once raised to at least float32, their dtype.
+def check_anchors(anchors: Mapping[str, Features], image: Features) -> None:
+    """Refuse anchors of another width than the pictures' or, once raised to at least float32, of another dtype.
+
+    Args:
+        anchors: "vlm" the captions, "vvm" the real pictures; whichever there are.
+        image: the generated pictures.
 
     Raises:
-        TypeError, ValueError: they have not; the message begins with `name`.
+        TypeError, ValueError: the message begins with the argument that the anchors come from.
     """
-    if anchor.local.shape[-1] != image.local.shape[-1]:
-        raise ValueError(
-            f"{name}: expected features of width {image.local.shape[-1]} as the image encoder's, "
-            f"got {anchor.local.shape[-1]}"
-        )
-    for given, expected in ((anchor.local, image.local), (anchor.pooled, image.pooled)):
-        if torch.promote_types(given.dtype, torch.float32) != torch.promote_types(expected.dtype, torch.float32):
-            raise TypeError(f"{name}: expected {expected.dtype} as the image encoder's features, got {given.dtype}")
+    for half, anchor in anchors.items():
+        name = {"vlm": "text", "vvm": "real"}[half]
+        if anchor.local.shape[-1] != image.local.shape[-1]:
+            raise ValueError(
+                f"{name}: expected features of width {image.local.shape[-1]} as the image encoder's, "
+                f"got {anchor.local.shape[-1]}"
+            )
+        for given, expected in ((anchor.local, image.local), (anchor.pooled, image.pooled)):
+            if torch.promote_types(given.dtype, torch.float32) != torch.promote_types(expected.dtype, torch.float32):
+                raise TypeError(f"{name}: expected {expected.dtype} as the image encoder's features, got {given.dtype}")

@@ -11,11 +11,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vlm_plugin import distributed
-from vlm_plugin.checks import check_number, first_tensor
+from vlm_plugin.checks import first_tensor
 from vlm_plugin.features import Features, check_features
-from vlm_plugin.host import TERMS, FrontDoor, check_anchor, check_augment, check_parts, check_terms, needs
-from vlm_plugin.matcher.identity import check_fingerprints, unwrapped, warn_if_untrained
-from vlm_plugin.matcher.image_encoders import ImageEncoder
+from vlm_plugin.host import (
+    TERMS,
+    FrontDoor,
+    check_anchors,
+    check_augment,
+    check_numbers,
+    check_parts,
+    check_terms,
+    check_trained,
+    half_of,
+    terms_of,
+)
 from vlm_plugin.matcher.scorer import MatchingScoreBlock
 from vlm_plugin.matcher.vlm import VLM
 from vlm_plugin.matcher.vocabulary import Vocabulary
@@ -34,6 +43,17 @@ class LossOutput(NamedTuple):
 
     total: Tensor
     terms: dict[str, Tensor]
+
+
+class Rows(NamedTuple):
+    """Features of this rank's rows, and of every rank's: with one process the very same object."""
+
+    own: Features
+    every: Features
+
+
+# What the scorer calls the anchors of a half.
+KINDS = {"vlm": "caption", "vvm": "image"}
 
 
 class DualVLMLoss(nn.Module):
@@ -94,27 +114,18 @@ class DualVLMLoss(nn.Module):
     ) -> None:
         super().__init__()
         parts = check_parts(vlm, image_encoder, scorer, text_encoder)
+        check_augment(augment)
         self.terms = check_terms(terms, has_scorer=parts.scorer is not None)
-        check_number("lambda_vvm", lambda_vvm)
-        check_number("lambda_vlm", lambda_vlm)
-        check_number("gamma1", gamma1, positive=True)
-        check_number("gamma2", gamma2, positive=True)
-        check_number("gamma3", gamma3, positive=True)
+        self._door = FrontDoor(image_range, vlm)
+        check_numbers(lambda_vvm=lambda_vvm, lambda_vlm=lambda_vlm, gamma1=gamma1, gamma2=gamma2, gamma3=gamma3)
         gamma3_local = gamma2 * gamma3 if gamma3_local is None else gamma3_local
-        check_number("gamma3_local", gamma3_local, positive=True)
-        if parts.scorer is not None and not allow_other_encoders:
-            otherwise = "allow_other_encoders=True"
-            encoders = {"image_encoder": parts.image_encoder, "text_encoder": parts.text_encoder}
-            check_fingerprints(parts.scorer, otherwise, **encoders)
-            if general := [term for term in self.terms if term.endswith("_general")]:
-                warn_if_untrained(parts.scorer, f"{', '.join(general)} are on", f"VLM.stamp() or {otherwise}")
+        check_numbers(gamma3_local=gamma3_local)
+        if not allow_other_encoders:
+            check_trained(parts, self.terms)
         self.image_encoder, self.scorer, self.text_encoder = parts
-        # The matcher's parts are submodules already; keeping the VLM in a tuple avoids listing them twice.
-        self._vlm = (vlm,)
-        self._door = FrontDoor(image_range)
         self.lambda_vvm, self.lambda_vlm = lambda_vvm, lambda_vlm
         self.gamma1, self.gamma2, self.gamma3, self.gamma3_local = gamma1, gamma2, gamma3, gamma3_local
-        self.augment = check_augment(augment)
+        self.augment = augment
         self.process_group = process_group
         self._freeze()
 
@@ -168,82 +179,78 @@ class DualVLMLoss(nn.Module):
         self._freeze()
         fake, text, real, ids = self._door.check(self.image_encoder, self.terms, fake, text, real, class_ids)
 
-        # The real images' features carry no gradient, as the captions' do not.
-        with torch.no_grad():
-            picture = None if real is None else self._encode(real)
-        image = self._encode(self._view(fake))
-        every_image = self._gather(image, self.terms, class_ids=ids is not None)
-        groups = self._groups(ids)
-
-        values: dict[str, Tensor] = {}
-        if needs(self.terms, "vlm"):
-            values |= self._half("vlm", image, every_image, text, groups)
-        if needs(self.terms, "vvm"):
-            values |= self._half("vvm", image, every_image, picture, groups)
+        image, anchors = self._encode_all(fake, text, real)
+        images, anchors, excluded = self._gather_all(image, anchors, ids)
+        values = {name: self._term(name, images, anchors, excluded) for name in self.terms}
         weights = {"vlm": self.lambda_vlm, "vvm": self.lambda_vvm}
-        total = sum(weights[name[:3]] * value for name, value in values.items())
-        return LossOutput(total, {name: values[name].detach() for name in self.terms})
+        total = sum(weights[half_of(name)] * value for name, value in values.items())
+        return LossOutput(total, {name: value.detach() for name, value in values.items()})
 
-    def _half(
-        self, half: str, image: Features, every_image: Features, anchor: Features, groups: tuple[Tensor, Tensor] | None
-    ) -> dict[str, Tensor]:
-        """The terms of one half that are on: local, global and general matching of the images with their anchors."""
-        check_anchor("text" if half == "vlm" else "real", anchor, image)
-        on = needs(self.terms, half)
-        every_anchor = self._gather(anchor, on)
-        images, anchors = (image, every_image), (anchor, every_anchor)
-        values: dict[str, Tensor] = {}
-        if f"{half}_local" in on:
-            values[f"{half}_local"] = self._posterior(
-                lambda i, a: local_scores(i, a, self.gamma1, self.gamma2), self.gamma3_local, images, anchors, groups
-            )
-        if f"{half}_global" in on:
-            values[f"{half}_global"] = self._posterior(global_scores, self.gamma3, images, anchors, groups)
-        if f"{half}_general" in on:
-            kind = "caption" if half == "vlm" else "image"
-            values[f"{half}_general"] = general_loss(self.scorer(image, anchor, kind))
-        return values
+    def _encode_all(
+        self, fake: Tensor, text: Features | None, real: Tensor | None
+    ) -> tuple[Features, dict[str, Features]]:
+        """The generated images, with gradient, and each half's anchors, without: captions and real images."""
+        anchors = {} if text is None else {"vlm": text}
+        # Before the generated images, so that their activations do not lie beside those of these.
+        if real is not None:
+            with torch.no_grad():
+                anchors["vvm"] = self._encode(real, checked=True)
+        view = fake if self.augment is None else self._door.view(self.augment, fake)
+        image = self._encode(view, checked=view is fake)
+        check_anchors(anchors, image)
+        return image, anchors
+
+    def _gather_all(
+        self, image: Features, anchors: dict[str, Features], ids: Tensor | None
+    ) -> tuple[Rows, dict[str, Rows], Tensor | None]:
+        """The same beside the rows of every rank, and `(B, W * B)` bool, True for rows that are no negatives."""
+        images = self._gather(image, self.terms, class_ids=ids is not None)
+        excluded = None
+        # After the images, whose gathering makes sure that every rank has as many rows, and ids or none.
+        if ids is not None and not all(name.endswith("_general") for name in self.terms):
+            excluded = ids[:, None] == distributed.gather(ids, self.process_group)[None, :]
+        gathered = {half: self._gather(anchor, terms_of(half, self.terms)) for half, anchor in anchors.items()}
+        return images, gathered, excluded
+
+    def _term(self, name: str, images: Rows, anchors: dict[str, Rows], excluded: Tensor | None) -> Tensor:
+        """The term of that name, not weighted yet: local, global or general matching of images and anchors."""
+        half, level = name.split("_")
+        anchor = anchors[half]
+        if level == "local":
+            return self._posterior(self._local_scores, self.gamma3_local, images, anchor, excluded)
+        if level == "global":
+            return self._posterior(global_scores, self.gamma3, images, anchor, excluded)
+        return general_loss(self.scorer(images.own, anchor.own, KINDS[half]))
 
     def _posterior(
         self,
         scores: Callable[[Features, Features], Tensor],
         temperature: float,
-        image: tuple[Features, Features],
-        anchor: tuple[Features, Features],
-        groups: tuple[Tensor, Tensor] | None,
+        images: Rows,
+        anchors: Rows,
+        excluded: Tensor | None,
     ) -> Tensor:
-        """-log P(A_i|I_i) - log P(I_i|A_i), averaged over this rank's rows, candidates from every rank."""
-        (own_images, all_images), (own_anchors, all_anchors) = image, anchor
-        by_image = temperature * scores(own_images, all_anchors)
+        """-log P(A_i | I_i) - log P(I_i | A_i), averaged over this rank's rows i, candidates j from every rank."""
+        by_image = temperature * scores(images.own, anchors.every)
         # With one process the second matrix is the first one transposed.
-        by_anchor = by_image.T if all_images is own_images else temperature * scores(all_images, own_anchors).T
-        batch = len(own_images.pooled)
+        by_anchor = by_image.T if images.every is images.own else temperature * scores(images.every, anchors.own).T
+        batch = len(images.own.pooled)
         first = batch * distributed.rank(self.process_group)
         positives = torch.arange(first, first + batch, device=by_image.device)
-        excluded = None if groups is None else groups[0][:, None] == groups[1][None, :]
         return contrastive_loss(by_image, positives, excluded) + contrastive_loss(by_anchor, positives, excluded)
 
-    def _groups(self, ids: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """This rank's groups and every rank's. After the features, whose gathering makes sure that every rank has as
-        many rows, and ids or none."""
-        contrastive = any(not term.endswith("_general") for term in self.terms)
-        return (ids, distributed.gather(ids, self.process_group)) if contrastive and ids is not None else None
+    def _local_scores(self, image: Features, anchor: Features) -> Tensor:
+        return local_scores(image, anchor, self.gamma1, self.gamma2)
 
-    def _gather(self, features: Features, terms: Sequence[str], **given: bool) -> Features:
-        """Every rank's features, as far as these terms compare with other rows."""
-        if all(term.endswith("_general") for term in terms):
-            return features
-        local = any(term.endswith("_local") for term in terms)
-        return distributed.gather_features(features, self.process_group, local=local, **given)
+    def _encode(self, images: Tensor, *, checked: bool = False) -> Features:
+        return self._door.encoded(self.image_encoder, images, checked=checked)
 
-    def _view(self, fake: Tensor) -> Tensor:
-        """The generated images as the matcher sees them."""
-        return fake if self.augment is None else self._door.check_views(self.augment(fake), fake)
-
-    def _encode(self, images: Tensor) -> Features:
-        # An encoder of ours need not look again at what the door has looked at.
-        checked = {"checked": True} if isinstance(unwrapped(self.image_encoder), ImageEncoder) else {}
-        return self._door.check_encoded(self.image_encoder(images, **checked), len(images))
+    def _gather(self, features: Features, terms: Sequence[str], **given: bool) -> Rows:
+        """These rows beside those of every rank, as far as `terms` compare with other rows."""
+        if all(name.endswith("_general") for name in terms):
+            return Rows(features, features)
+        local = any(name.endswith("_local") for name in terms)
+        return Rows(features, distributed.gather_features(features, self.process_group, local=local, **given))
 
     def _freeze(self) -> None:
         # Again at every call: a host may have called requires_grad_() or train() on a module that it shares with us.
@@ -262,16 +269,7 @@ class DualVLMLoss(nn.Module):
         Raises:
             ValueError: this loss wraps bare modules (no vocabulary), or a caption has no known word.
         """
-        vlm = self._vlm[0]
-        if vlm is None:
-            raise ValueError(
-                "encode_text: this loss was built from modules, without a vocabulary: "
-                "use encode_tokens or text_features, or build it from a VLM"
-            )
-        words: list[str] = []
-        tokens, lengths = vlm.vocabulary.encode_batch(captions, vlm.max_words, words=words)
-        self._door.look_at_words(words, vlm.vocabulary)
-        return self.encode_tokens(tokens, lengths)
+        return self.encode_tokens(*self._door.tokenise(captions))
 
     @torch.no_grad()
     def encode_tokens(
@@ -297,16 +295,7 @@ class DualVLMLoss(nn.Module):
             ValueError: no text encoder here, a `vocabulary` other than the matcher's (or none here to compare it with),
                 an id outside the vocabulary, an empty caption.
         """
-        if vocabulary is not None:
-            vlm = self._vlm[0]
-            if vlm is None:
-                raise ValueError(
-                    "vocabulary: expected none, as this loss was built from modules, without a vocabulary to compare "
-                    f"it with, got {type(vocabulary).__name__}: build the loss from a VLM"
-                )
-            vlm.check_vocabulary(vocabulary)
-        if self.text_encoder is None:
-            raise ValueError("encode_tokens: this loss has no text_encoder: give it one, or use text_features")
+        self._door.check_text_encoder(self.text_encoder, vocabulary)
         self._freeze()
         weight = first_tensor(self.text_encoder, self.image_encoder)
         if isinstance(tokens, Tensor) and weight is not None:

@@ -18,7 +18,7 @@ from vlm_plugin import VLM, DualVLMLoss, Features
 from vlm_plugin.augment import RandomView
 from vlm_plugin.data.birds.captions import NOUNS, PLUMAGE, read_caption, swap_caption
 from vlm_plugin.gans.run import dual_loss
-from vlm_plugin.loss import LossOutput
+from vlm_plugin.loss import LossOutput, Rows
 from vlm_plugin.matching import (
     at_least_float32,
     context_cosines,
@@ -51,15 +51,7 @@ def closer_attention(matcher: VLM, settings: EasyDict) -> DualVLMLoss:
     return loss
 
 
-class KnowsCaptions(DualVLMLoss):
-    """The dual loss, with the captions' features at hand, by which a term tells captions from real pictures."""
-
-    def _check_text(self, *arguments: object) -> Features:
-        self._captions = super()._check_text(*arguments)
-        return self._captions
-
-
-class WholeCaption(KnowsCaptions):
+class WholeCaption(DualVLMLoss):
     """The dual loss with four times the weight on `vlm_global`, which then pulls about as hard as `vlm_local`."""
 
     SHARE = 4.0
@@ -68,10 +60,9 @@ class WholeCaption(KnowsCaptions):
     def build(cls, matcher: VLM, settings: EasyDict) -> WholeCaption:
         return _like(dual_loss(matcher, settings), cls, matcher)
 
-    def _posterior(self, scores: Callable[[Features, Features], Tensor], *arguments: object) -> Tensor:
-        value = super()._posterior(scores, *arguments)
-        anchor = arguments[2][0]
-        return self.SHARE * value if scores is global_scores and anchor is self._captions else value
+    def _term(self, name: str, *rows: object) -> Tensor:
+        value = super()._term(name, *rows)
+        return self.SHARE * value if name == "vlm_global" else value
 
 
 class EveryWord(DualVLMLoss):
@@ -86,13 +77,7 @@ class EveryWord(DualVLMLoss):
     def build(cls, matcher: VLM, settings: EasyDict) -> EveryWord:
         return _like(dual_loss(matcher, settings), cls, matcher, gamma2=1.0, gamma3_local=100.0)
 
-    def _posterior(self, scores: Callable[[Features, Features], Tensor], *arguments: object) -> Tensor:
-        if scores is not global_scores:
-            scores = self.local_scores
-        return super()._posterior(scores, *arguments)
-
-    def local_scores(self, image: Features, anchor: Features) -> Tensor:
-        """`(B, B')` scores of every image with every anchor."""
+    def _local_scores(self, image: Features, anchor: Features) -> Tensor:
         return every_word_scores(image, anchor, self.gamma1, self.gamma2)
 
 
@@ -103,7 +88,7 @@ def every_word_scores(image: Features, anchor: Features, gamma1: float, gamma2: 
     return (torch.logsumexp(gamma2 * cosine, dim=-1) - anchor.mask.sum(1).log()) / gamma2
 
 
-class SwappedWords(KnowsCaptions):
+class SwappedWords(DualVLMLoss):
     """The dual loss in which each picture also has to tell its caption from twins of it with one value exchanged.
 
     They are `TWINS` more negatives of -log P(caption | picture), at the local and the global level. Source: ours,
@@ -130,22 +115,18 @@ class SwappedWords(KnowsCaptions):
         listen(matcher, hear)
         return loss
 
-    def _posterior(
-        self,
-        scores: Callable[[Features, Features], Tensor],
-        temperature: float,
-        image: tuple[Features, Features],
-        anchor: tuple[Features, Features],
-        groups: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        images, anchors = image[0], anchor[0]
-        if anchors is not self._captions:
-            return super()._posterior(scores, temperature, image, anchor, groups)
-        batch = len(images.pooled)
-        own = torch.arange(batch, device=images.pooled.device)
-        table = temperature * scores(images, anchors)
-        wrong = temperature * scores(images, self.twins).unflatten(1, (batch, self.TWINS))[own, own]
-        excluded = groups[0][:, None] == groups[1][None, :]
+    def _term(self, name: str, images: Rows, anchors: dict[str, Rows], excluded: Tensor) -> Tensor:
+        if name not in ("vlm_local", "vlm_global"):
+            return super()._term(name, images, anchors, excluded)
+        image, captions = images.own, anchors["vlm"].own
+        batch = len(image.pooled)
+        own = torch.arange(batch, device=image.pooled.device)
+        if name == "vlm_local":
+            scores, temperature = self._local_scores, self.gamma3_local
+        else:
+            scores, temperature = global_scores, self.gamma3
+        table = temperature * scores(image, captions)
+        wrong = temperature * scores(image, self.twins).unflatten(1, (batch, self.TWINS))[own, own]
         return contrastive_loss(
             torch.cat([table, wrong], 1), own, F.pad(excluded, (0, self.TWINS), value=False)
         ) + contrastive_loss(table.T, own, excluded.T)

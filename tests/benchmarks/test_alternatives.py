@@ -127,7 +127,7 @@ def test_scores_that_count_every_word_against_loops() -> None:
     for i, j in itertools.product(range(3), repeat=2):
         words = [float(cosines[i, j, k]) for k in range(text.mask.shape[1]) if text.mask[j, k]]
         expected[i, j] = math.log(sum(math.exp(cosine) for cosine in words) / len(words))
-    torch.testing.assert_close(loss.local_scores(image, text), expected)
+    torch.testing.assert_close(loss._local_scores(image, text), expected)
     terms = loss(fake, text, real, class_ids=torch.arange(3)).terms
     torch.testing.assert_close(terms["vlm_local"], matched_loss(expected, 100.0))
     usual = DualVLMLoss(matcher, lambda_vvm=0.1, lambda_vlm=0.4)(fake, text, real, class_ids=torch.arange(3)).terms

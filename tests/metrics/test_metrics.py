@@ -872,8 +872,9 @@ def test_facts_of_any_kind():
 def test_a_scorer_of_other_encoders_is_refused_and_an_untrained_one_told():
     vlm = make_vlm()
     vlm.scorer.encoder_fingerprints = None
-    with pytest.warns(UserWarning, match="^scorer: nothing says that it was trained, and VLMS is its score"):
+    with pytest.warns(UserWarning, match="^scorer: nothing says that it was trained, and VLMS is its score") as told:
         VLMS(vlm)
+    assert [warning.filename for warning in told] == [__file__]
     vlm.stamp()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -9,18 +9,16 @@ from pathlib import Path
 import torch
 
 from vlm_plugin.files import ASSETS, find_file, read_file
-from vlm_plugin.matcher.damsm import damsm_text_state
+from vlm_plugin.matcher.damsm import find_image_encoder, find_vocabulary
 from vlm_plugin.matcher.identity import fingerprint
 from vlm_plugin.matcher.vlm import VLM
-from vlm_plugin.matcher.vocabulary import REMEDY, Vocabulary
+from vlm_plugin.matcher.vocabulary import Vocabulary
 
 PACKAGED = "packaged"
 # The share of unknown words up to which nothing is said where the captions are those of a data set.
 TOLERATED_UNKNOWN = 0.02
 # Unknown words that are named, and the most letters of each.
 _WORDS_NAMED, _WORD_LETTERS = 5, 30
-# Where the published pipelines keep the vocabulary that a DAMSM text encoder was trained with.
-_VOCABULARIES = ("captions.pickle", "captions_DAMSM.pickle")
 
 
 def load_matcher(name: str, data: Path | None = None, device: torch.device | str = "cpu") -> VLM:
@@ -108,45 +106,4 @@ def damsm_pair(text_encoder: Path, data: Path | None) -> VLM:
         ValueError: the files are something else, or do not belong together; or several vocabularies of the right size
             differ.
     """
-    if not text_encoder.is_file():
-        raise FileNotFoundError(f"{text_encoder}: expected a DAMSM text encoder, found no such file")
-    image_encoder = text_encoder.with_name(text_encoder.name.replace("text_encoder", "image_encoder"))
-    if image_encoder == text_encoder:
-        raise ValueError(
-            f"{text_encoder}: expected 'text_encoder' in the file's name, by which its image encoder is found"
-        )
-    if not image_encoder.is_file():
-        raise FileNotFoundError(f"{image_encoder}: expected the image encoder of {text_encoder}, found no such file")
-    return VLM.from_damsm(text_encoder, image_encoder, _find_vocabulary(text_encoder, data))
-
-
-def _find_vocabulary(text_encoder: Path, data: Path | None) -> Path:
-    """The file of the vocabulary that `damsm_pair` describes."""
-    beside = text_encoder.parent
-    folders = [beside] if data is None or data.resolve() == beside.resolve() else [data, beside]
-    candidates = [folder / name for folder in folders for name in _VOCABULARIES]
-    found = [path for path in candidates if path.is_file()]
-    if not found:
-        raise FileNotFoundError(
-            f"{text_encoder}: expected its vocabulary, {' or '.join(_VOCABULARIES)}, in "
-            f"{' or '.join(map(str, folders))}, found neither"
-        )
-    if len(found) == 1:
-        return found[0]
-    vocabularies = [(path, Vocabulary.from_damsm(path)) for path in found]
-    rows = damsm_text_state(text_encoder)["encoder.weight"].shape[0]
-    fitting = [(path, vocabulary) for path, vocabulary in vocabularies if len(vocabulary) == rows]
-    if not fitting:
-        sizes = ", ".join(f"{path} with {len(vocabulary)}" for path, vocabulary in vocabularies)
-        raise ValueError(
-            f"{text_encoder}: expected a vocabulary of {rows} words, as it was trained with, got {sizes}: {REMEDY}"
-        )
-    path, first = fitting[0]
-    for other_path, other in fitting[1:]:
-        if other.words != first.words:
-            raise ValueError(
-                f"{text_encoder}: expected one vocabulary of {rows} words, got two that differ, "
-                f"{path} and {other_path} ({first.describe_difference(other)}): "
-                "keep the one that came with this text encoder and move the other away"
-            )
-    return path
+    return VLM.from_damsm(text_encoder, find_image_encoder(text_encoder), find_vocabulary(text_encoder, data))

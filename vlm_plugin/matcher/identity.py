@@ -41,14 +41,28 @@ def fingerprint(network: nn.Module | Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def warn_if_untrained(scorer: nn.Module, needed: str, otherwise: str) -> None:
-    """Warn, on behalf of the caller's caller, of a scorer of which nothing says that it was trained."""
+def encoder_fingerprints(
+    image_encoder: nn.Module | Mapping[str, Tensor], text_encoder: nn.Module | Mapping[str, Tensor]
+) -> dict[str, str]:
+    """What a scorer keeps of the encoders that it was trained on; each is a module or its state dict."""
+    return {"image_encoder": fingerprint(image_encoder), "text_encoder": fingerprint(text_encoder)}
+
+
+def warn_if_untrained(scorer: nn.Module, needed: str, otherwise: str, *, stacklevel: int) -> None:
+    """Warn of a scorer of which nothing says that it was trained.
+
+    Args:
+        scorer: a matching score block; of other modules nothing is known.
+        needed: what it is needed for, for the message.
+        otherwise: what says that it was trained.
+        stacklevel: on whose behalf: 1 is the function that calls this one, 2 its caller.
+    """
     block = unwrapped(scorer)
     if isinstance(block, MatchingScoreBlock) and block.encoder_fingerprints is None:
         warnings.warn(
             f"scorer: nothing says that it was trained, and {needed}: if it was, on these encoders, "
             f"{otherwise} says so",
-            stacklevel=3,
+            stacklevel=stacklevel + 1,
         )
 
 

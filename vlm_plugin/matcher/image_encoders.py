@@ -19,6 +19,7 @@ from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, In
 from vlm_plugin.checks import check_image_batch, check_positive, first_tensor
 from vlm_plugin.features import Features
 from vlm_plugin.files import read_state_dict
+from vlm_plugin.matcher.identity import unwrapped
 
 __all__ = ["ConvEncoder", "ImageEncoder", "InceptionEncoder", "ShuffleNetEncoder", "build_image_encoder"]
 
@@ -40,7 +41,7 @@ def _image_features(regions: Tensor, pooled: Tensor) -> Features:
 
 
 class ImageEncoder(nn.Module):
-    """What the image encoders here share: they look at what they are given, unless the caller has done so.
+    """What the image encoders here share: `forward` looks at what it is given, unless the caller has done so.
 
     A subclass has `_features`, the network without the look.
     """
@@ -66,6 +67,22 @@ class ImageEncoder(nn.Module):
     def _features(self, images: Tensor) -> Features:
         """The network itself, for images that were looked at."""
         raise NotImplementedError
+
+
+def encode_checked(encoder: nn.Module, images: Tensor) -> object:
+    """What an image encoder makes of images that its caller has looked at.
+
+    One of ours does not look again, whatever it is wrapped in. Any other module, and a subclass with a `forward` of its
+    own, is called as it is.
+
+    Args:
+        encoder: an `ImageEncoder`, or a host's module.
+        images: as the encoder takes them.
+    """
+    forward = unwrapped(encoder).forward
+    if getattr(forward, "__func__", None) is ImageEncoder.forward:
+        return encoder(images, checked=True)
+    return encoder(images)
 
 
 class InceptionEncoder(ImageEncoder):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,16 +12,19 @@ from torch import Tensor, nn
 
 from vlm_plugin.checks import check_positive
 from vlm_plugin.features import Features, as_features
-from vlm_plugin.files import check_content, find_file, not_finite, read_file, write_file
-from vlm_plugin.matcher.damsm import damsm_state_dict, damsm_text_state
-from vlm_plugin.matcher.identity import check_fingerprints, fingerprint, unwrapped, warn_if_untrained
-from vlm_plugin.matcher.image_encoders import InceptionEncoder, build_image_encoder, rebuildable
+from vlm_plugin.files import check_content, digest, find_file, read_file, write_file
+from vlm_plugin.matcher.content import FORMAT, VERSION, load_weights, pack, unpack
+from vlm_plugin.matcher.damsm import read_damsm
+from vlm_plugin.matcher.identity import (
+    check_fingerprints,
+    encoder_fingerprints,
+    fingerprint,
+    unwrapped,
+    warn_if_untrained,
+)
 from vlm_plugin.matcher.scorer import MatchingScoreBlock
 from vlm_plugin.matcher.text_encoder import LSTMTextEncoder
-from vlm_plugin.matcher.vocabulary import REMEDY, Vocabulary, vocabulary_of
-
-_FORMAT = "vlm_plugin.VLM"
-_VERSION = 1
+from vlm_plugin.matcher.vocabulary import Vocabulary, vocabulary_of
 
 
 class VLM(nn.Module):
@@ -91,7 +92,7 @@ class VLM(nn.Module):
     def caption_fingerprint(self) -> str:
         """Names what turns captions into ids, of which `fingerprint` says nothing: the vocabulary and `max_words`."""
         told = json.dumps([self.max_words, self.vocabulary.state_dict()], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        return digest([told])
 
     def _parts(self) -> dict[str, nn.Module]:
         """The networks, out of whatever wraps them."""
@@ -176,10 +177,7 @@ class VLM(nn.Module):
     def stamp(self) -> None:
         """Record the present encoders as those the scorer belongs to. Training calls it when it ends."""
         if self.scorer is not None:
-            unwrapped(self.scorer).encoder_fingerprints = self._encoder_fingerprints()
-
-    def _encoder_fingerprints(self) -> dict[str, str]:
-        return {name: fingerprint(getattr(self, name)) for name in ("image_encoder", "text_encoder")}
+            unwrapped(self.scorer).encoder_fingerprints = encoder_fingerprints(self.image_encoder, self.text_encoder)
 
     def save(self, path: str | os.PathLike, *, half: bool = False) -> None:
         """Write everything to one file, which `load` reads without executing code from it.
@@ -196,41 +194,7 @@ class VLM(nn.Module):
             ValueError: `load` could not read it: the image encoder is none of this package's, a weight is NaN or
                 infinite (with `half`, above 65,504), or `notes` holds something else than plain values.
         """
-        parts = self._parts()
-        if not rebuildable(parts["image_encoder"]):
-            raise ValueError(
-                "image_encoder: expected one of vlm_plugin.matcher.image_encoders, which a file can name, got "
-                f"{type(parts['image_encoder']).__name__}: save its state_dict() yourself"
-            )
-        weights = {n: {k: _stored(v, half) for k, v in m.state_dict().items()} for n, m in parts.items()}
-        if name := not_finite(weights):
-            rounded = half and not not_finite({n: m.state_dict() for n, m in parts.items()})
-            reason = "too large for half precision: leave half out" if rounded else "no number to keep"
-            raise ValueError(f"{path}: expected finite weights, got NaN or infinity in {name}: {reason}")
-        if key := _not_plain(self.notes, "notes"):
-            raise ValueError(
-                f"{key[0]}: expected plain values (strings, numbers, lists, dicts), got {key[1]}: float(...) or "
-                "str(...) makes one"
-            )
-        scorer = parts.get("scorer")
-        stamped = scorer.encoder_fingerprints if scorer else None
-        # What is loaded is float32, so of encoders of another type the fingerprints are others there.
-        if scorer and stamped in (None, self._encoder_fingerprints()):
-            stamped = {n: fingerprint(_restored(weights[n])) for n in ("image_encoder", "text_encoder")}
-        content = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "settings": {
-                "image_encoder": {"name": parts["image_encoder"].name, **parts["image_encoder"].settings},
-                "text_encoder": dict(parts["text_encoder"].settings),
-                **({"scorer": dict(scorer.settings)} if scorer else {}),
-            },
-            "max_words": self.max_words,
-            "vocabulary": self.vocabulary.state_dict(),
-            "notes": self.notes,
-            "weights": weights,
-            "scorer_trained_on": stamped,
-        }
+        content = pack(self._parts(), self.vocabulary, self.max_words, self.notes, half=half, path=path)
         write_file(content, path)
 
     @classmethod
@@ -249,7 +213,7 @@ class VLM(nn.Module):
             ValueError: the file is no VLM checkpoint, of a newer version, or has NaN or infinity among its weights.
         """
         path = find_file(path)
-        return cls.from_content(read_file(path, f"{_FORMAT} file"), path).to(map_location)
+        return cls.from_content(read_file(path, f"{FORMAT} file"), path).to(map_location)
 
     @classmethod
     def from_content(cls, content: object, path: str | os.PathLike) -> VLM:
@@ -266,29 +230,13 @@ class VLM(nn.Module):
             ValueError: the content is no VLM checkpoint's, of a newer version, or has NaN or infinity among its
                 weights.
         """
-        checked = check_content(content, path, _FORMAT, _VERSION)
+        checked = check_content(content, path, FORMAT, VERSION)
         try:
-            return cls._build(checked).eval()
+            vlm = cls(**unpack(checked))
+            load_weights(vlm._parts(), checked)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise ValueError(f"{path}: a damaged {_FORMAT} file: {type(error).__name__}: {error}") from error
-
-    @classmethod
-    def _build(cls, content: Mapping) -> VLM:
-        settings, weights = content["settings"], content["weights"]
-        scorer = MatchingScoreBlock(**settings["scorer"]) if "scorer" in settings else None
-        vlm = cls(
-            build_image_encoder(**settings["image_encoder"]),
-            LSTMTextEncoder(**settings["text_encoder"]),
-            Vocabulary.from_state_dict(content["vocabulary"]),
-            scorer,
-            max_words=content["max_words"],
-            notes=content["notes"],
-        )
-        for name in settings:
-            getattr(vlm, name).load_state_dict(_restored(weights[name]))
-        if scorer is not None:
-            scorer.encoder_fingerprints = content["scorer_trained_on"]
-        return vlm
+            raise ValueError(f"{path}: a damaged {FORMAT} file: {type(error).__name__}: {error}") from error
+        return vlm.eval()
 
     @classmethod
     def from_damsm(
@@ -311,65 +259,30 @@ class VLM(nn.Module):
             ValueError: the files are no such state dicts, or text encoder and vocabulary (or image encoder) differ in
                 size.
         """
-        text_state = damsm_text_state(text_encoder_path)
-        image_state = damsm_state_dict(image_encoder_path, ("emb_features.weight",), "DAMSM image encoder")
-        source = ""
-        if not isinstance(vocabulary, Vocabulary):
-            source = f" ({os.fspath(vocabulary)})"
-            vocabulary = Vocabulary.from_damsm(vocabulary)
-        rows, word_dim = text_state["encoder.weight"].shape
-        if rows != len(vocabulary):
-            raise ValueError(
-                f"vocabulary: {text_encoder_path} was trained with {rows} words, the vocabulary has {len(vocabulary)}"
-                f"{source}: {REMEDY}"
-            )
-        embed_dim = 2 * text_state["rnn.weight_hh_l0"].shape[1]
-        global_layer = "Mixed_7c" if any(k.startswith("Mixed_7c.") for k in image_state) else "Mixed_7b"
-        image_encoder = InceptionEncoder(image_state["emb_features.weight"].shape[0], global_layer)
-        text_encoder = LSTMTextEncoder(rows, embed_dim, word_dim)
-        for network, state, path in (
-            (image_encoder, image_state, image_encoder_path),
-            (text_encoder, text_state, text_encoder_path),
-        ):
-            try:
-                network.load_state_dict(state)
-            except RuntimeError as error:
-                reason = " ".join(str(error).split())[:300]
-                raise ValueError(f"{path}: not a published DAMSM encoder: {reason}") from None
+        pair = read_damsm(text_encoder_path, image_encoder_path, vocabulary)
         notes = {"source": f"DAMSM: {Path(text_encoder_path).name}, {Path(image_encoder_path).name}"}
-        return cls(image_encoder, text_encoder, vocabulary, notes=notes).eval()
+        return cls(*pair, notes=notes).eval()
 
 
-def _stored(value: Tensor, half: bool) -> Tensor:
-    value = value.detach().cpu()
-    return value.to(torch.float16 if half else torch.float32) if value.is_floating_point() else value.clone()
+def check_vlm(vlm: VLM) -> None:
+    """Refuse what is no matcher.
 
-
-def _not_plain(value: object, name: str) -> tuple[str, str] | None:
-    """Name and type of the first part of `value` that a file which executes no code cannot hold."""
-    if isinstance(value, Mapping):
-        parts = [(key, f"{name}[{key!r}]") for key in value] + [(v, f"{name}[{k!r}]") for k, v in value.items()]
-    elif isinstance(value, list | tuple):
-        parts = [(part, f"{name}[{number}]") for number, part in enumerate(value)]
-    else:
-        # Not isinstance: numpy's float64 is a float.
-        is_plain = value is None or type(value) in (str, int, float, bool, Tensor)
-        return None if is_plain else (name, type(value).__name__)
-    return next(filter(None, itertools.starmap(_not_plain, parts)), None)
-
-
-def _restored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()}
+    Raises:
+        TypeError: `vlm` is something else.
+    """
+    if not isinstance(vlm, VLM):
+        raise TypeError(f"vlm: expected a VLM (VLM.load(path) reads one), got {type(vlm).__name__}")
 
 
 def check_scorer(vlm: VLM) -> None:
     """Refuse a matcher whose scorer was trained on other encoders, and warn where nothing says that it was trained.
 
+    The warning is on behalf of the caller's caller.
+
     Raises:
         ValueError: the message names scorer and encoder.
     """
-    warn_if_untrained(vlm.scorer, "VLMS is its score", "VLM.stamp()")
+    warn_if_untrained(vlm.scorer, "VLMS is its score", "VLM.stamp()", stacklevel=3)
     # Fingerprints are those of float32: of a matcher that was cast they say nothing.
     if all(value.dtype == torch.float32 for value in vlm.state_dict().values() if value.is_floating_point()):
-        encoders = {"image_encoder": vlm.image_encoder, "text_encoder": vlm.text_encoder}
-        check_fingerprints(vlm.scorer, "VLM.stamp()", **encoders)
+        check_fingerprints(vlm.scorer, "VLM.stamp()", image_encoder=vlm.image_encoder, text_encoder=vlm.text_encoder)
