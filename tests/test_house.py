@@ -38,7 +38,7 @@ FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 LONG: dict[str, str] = {}
 MANY = {
     "vlm_plugin.loss.DualVLMLoss.__init__": "the public surface: each is a knob of the loss, by keyword alone",
-    "vlm_plugin.baselines.dfgan.losses.discriminator_terms": "two networks, two batches and their sentences, two published constants, the precision",
+    "vlm_plugin.baselines.dfgan.losses.discriminator_terms": "networks, batches, published constants, the precision",
 }
 MOST_LINES, MOST_ARGUMENTS = 60, 7
 

@@ -16,7 +16,7 @@ import yaml
 from vlm_plugin.gans.config import Settings
 from vlm_plugin.gans.find import baseline
 from vlm_plugin.gans.settings import Original, SettingsFile, read_config, settings_of_run
-from vlm_plugin.pretraining.pretrain import pretrain
+from vlm_plugin.pretraining.settings import PretrainSettings
 
 BASELINES = tiny.ROOT / "baselines"
 FAMILIES = ("attngan", "dfgan")
@@ -224,7 +224,7 @@ def test_the_papers_settings() -> None:
     """Batch and learning rates of VLMGAN*'s text, and what begins from nothing begins gently."""
     paper = load("attngan", "paper.yml")
     assert (paper["batch"], paper["generator_lr"], paper["discriminator_lr"]) == (24, 1e-4, 4e-4)
-    assert inspect.signature(pretrain).parameters["batch"].default == 64
+    assert PretrainSettings().batch == 64
     for family in FAMILIES:
         shipped, scratch = load(family, "synthetic.yml"), load(family, "scratch.yml")
         assert (scratch["vlm"]["lambda_vvm"], scratch["vlm"]["lambda_vlm"]) == (0.1, 0.4)
