@@ -2,7 +2,7 @@
 
 A reader of a damaged file gives its content or one ValueError (or OSError) that names the file. It takes neither long
 nor much memory, starts no process and writes nothing. Whatever else happens is a finding: the file is kept in `--keep`,
-and the exit status is 1. `test_fuzz.py` does a minute's worth of it. Needs a system that can fork.
+and the exit status is 1. It is run by hand, and needs a system that can fork.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ TARGETS: dict[str, Target] = {
     "judge": Target(_judge, Judge.load),
     "metadata pickle": Target(_pickle, load_pickle),
     "DAMSM vocabulary": Target(_vocabulary, Vocabulary.from_damsm),
-    "settings": Target(_settings, lambda path: read_config(path, baseline("dfgan").folder)),
+    "settings": Target(_settings, lambda path: read_config(path, baseline("dfgan"))),
     "log": Target(_log, Log.read),
     "checkpoint": Target(_run("checkpoint.pt"), lambda path: find_networks(path.parent)),
     "options": Target(_run("options.json"), lambda path: find_networks(path.parent)),

@@ -101,16 +101,16 @@ def assert_same(first: object, second: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["dfgan", "attngan"])
-def test_twenty_kills_from_outside_change_nothing(name: str, tmp_path: Path) -> None:
+def test_kills_from_outside_change_nothing(name: str, tmp_path: Path) -> None:
     rng = random.Random(name)
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    whole, _ = killed_at([], name, tmp_path / "whole", 12)
+    whole, _ = killed_at([], name, tmp_path / "whole", 6)
     # Most between begin and end of a run, the others inside of the first renamings: log, checkpoint, options.
-    moments = [rng.uniform(0.05, 1.2) for _ in range(14)] + [-1, -2, -3, -4, -5, -6]
+    moments = [rng.uniform(0.05, 1.2) for _ in range(5)] + [-1, -2, -3, -4]
     rng.shuffle(moments)
-    killed, attempts = killed_at(moments, name, tmp_path / "killed", 12)
-    assert sum(os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL for *_, status in attempts) >= 10
+    killed, attempts = killed_at(moments, name, tmp_path / "killed", 6)
+    assert sum(os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL for *_, status in attempts) >= 4
     for file in ("checkpoint.pt",):
         assert_same(*(torch.load(folder / file, weights_only=True) for folder in (whole, killed)))
     rows = [(folder / "log.jsonl").read_text(encoding="utf-8") for folder in (whole, killed)]
