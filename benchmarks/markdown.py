@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Collection, Iterable, Sequence
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
@@ -15,3 +16,17 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], words: in
     """
     rule = [*["---"] * words, *["---:"] * (len(head) - words)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+def mean_cell(values: Collection[float], digits: int, sign: str = "") -> str:
+    """A cell: the mean, with the standard deviation of two values or more; nothing where there is none.
+
+    Args:
+        values: what is averaged.
+        digits: after the point.
+        sign: "+" shows the sign of a mean above 0 too.
+    """
+    if not len(values):
+        return ""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.{digits}f}{spread}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import markdown_table, mean_cell
 from benchmarks.quality.plan import NAMES, PROTOCOLS, label
 from vlm_plugin.data import CaptionedImages, open_split
 from vlm_plugin.data.birds.attributes import ATTRIBUTES
@@ -129,15 +128,10 @@ def table(runs: Sequence[Mapping[str, Any]], seeds: int = 1) -> str:
         lines.append([protocol, "", "real", "", "", f"{real['spill']:.3f}", f"{real['backgrounds']:.2f}", "", ""])
         for row in (row for row in group if len(rows[row]) >= seeds):
             values = [run["generated"] for run in rows[row]]
-            cells = [_number([v[key] for v in values], digits) for key, digits in COLUMNS.items()]
+            cells = [mean_cell([v[key] for v in values], digits) for key, digits in COLUMNS.items()]
             lines.append([protocol, NAMES[row[1]], row[2], str(row[3]), str(len(values)), *cells])
     head = ["protocol", "baseline", "arm", "steps", "seeds", "spill", "backgrounds apart"]
     return markdown_table([*head, "Frechet distance: means", "covariances"], lines, words=3)
-
-
-def _number(values: Sequence[float], digits: int) -> str:
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from benchmarks.quality.plan import ARMS, NAMES, PROTOCOLS, SHIPPED
-from benchmarks.quality.tables import Row, legs_of, runs_of
+from benchmarks.quality.tables import NO_LEGS, Row, comparisons, legs_of
 
 # Arm -> what the picture calls it, and its colour; of weights, those that ship.
 LINES = {
@@ -32,21 +31,19 @@ def points(results: Path) -> dict[str, dict[str, Any]]:
     steps: means and standard deviations (0 for one seed) over seeds.
     """
     found: dict[str, dict[str, Any]] = {}
+    kept, measures = comparisons(results), ["frechet_distance", "attribute_accuracy"]
     for baseline in NAMES:
-        runs = runs_of(results, PROTOCOL, baseline)
+        runs = kept[PROTOCOL, baseline]
         legs = legs_of(runs)
-        measures = ("frechet_distance", "attribute_accuracy")
         before = [[run["before"][m] for m in measures] for run in runs if "before" in run]
         found[baseline] = {"before": before[0] if before else None}
         for arm in LINES:
             factor = 1.0 if ARMS[arm].is_plain else SHIPPED[baseline]
             line = []
             for steps in PROTOCOLS[PROTOCOL].legs:
-                seeds = list(legs.get(Row(arm, factor, steps), {}).values())
-                columns = [[leg[m] for leg in seeds] for m in measures]
-                if seeds:
-                    spreads = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
-                    values = [*map(statistics.fmean, columns), *spreads]
+                seeds = legs.get(Row(arm, factor, steps), NO_LEGS)[measures]
+                if len(seeds):
+                    values = [*seeds.mean(), *seeds.std().fillna(0.0)]
                     line.append([steps, len(seeds), *(round(value, 4) for value in values)])
             if line:
                 found[baseline][arm] = line

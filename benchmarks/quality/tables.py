@@ -7,15 +7,17 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
+import pandas as pd
 from scipy import stats
 
 from benchmarks.cost import arms, cost, gpu_steps
 from benchmarks.diagnosis import probe, spill
-from benchmarks.markdown import markdown_table
+from benchmarks.markdown import markdown_table, mean_cell
 from benchmarks.quality.plan import ARMS, NAMES, PROTOCOLS, SHIPPED, label, plain_of
 from vlm_plugin import TERMS
 
@@ -35,8 +37,9 @@ MEASURES = {
     "frechet_distance": ("Frechet distance", 0),
     "diversity": ("diversity", 2),
 }
-# Seed -> numbers.
-Legs = dict[int, dict[str, Any]]
+TIME = "seconds_per_step"
+# What an arm that was not run is found with: no seed of any measure.
+NO_LEGS = pd.DataFrame(columns=[*MEASURES, TIME], dtype=float)
 
 
 def paired_t_test(differences: Sequence[float]) -> float:
@@ -61,62 +64,38 @@ def fill(page: str, results: Path) -> str:
     `<!-- headline -->` and `<!-- terms -->` are for the tables of the functions of that name, `<!-- arms -->`,
     `<!-- cost -->`, `<!-- gpu -->` (of gpu_steps.py), `<!-- probe -->` and `<!-- spill -->` for those of the scripts of
     that name (of spill.py what was measured in three seeds or more from the packaged start; `<!-- all spill -->` has
-    the rest). A block without results
-    says so.
+    the rest). A block without results says so.
     """
-    tables = {f"all {protocol} {baseline}": text for (protocol, baseline), text in blocks(results)}
-    tables |= {f"{protocol} {baseline}": text for (protocol, baseline), text in blocks(results, brief=True)}
-    tables |= {"summary": summary(results), "headline": headline(results), "terms": terms(results)}
-    tables["arms"] = arms.table(json.loads(arms.RESULTS.read_text()))
-    tables["cost"] = cost.table(json.loads(cost.RESULTS.read_text())["configs"], tflops=20)
-    tables["gpu"] = gpu_steps.table(json.loads(gpu_steps.RESULTS.read_text()))
-    tables["probe"] = probe.table(json.loads(probe.RESULTS.read_text()))
-    spilled = list(json.loads(spill.RESULTS.read_text()).values())
-    tables["all spill"] = spill.table(spilled)
-    tables["spill"] = spill.table([run for run in spilled if run["protocol"] == "continued"], seeds=3)
+    kept = comparisons(results)
 
     def block(found: re.Match[str]) -> str:
-        return f"<!-- {found[1]} -->\n{tables.get(found[1], 'Not run yet.')}\n<!-- end -->"
+        name = found[1]
+        if name in TABLES:
+            text = TABLES[name](results)
+        else:
+            *every, protocol, baseline = name.split()
+            runs = kept[protocol, baseline]
+            text = _comparison(protocol, baseline, runs, brief=not every) if runs else "Not run yet."
+        return f"<!-- {name} -->\n{text}\n<!-- end -->"
 
-    comparisons = [f"{protocol} {baseline}" for protocol, baseline in _comparisons()]
-    names = "|".join(["summary", "headline", "terms", "arms", "cost", "gpu", "probe", "spill", *comparisons])
-    return re.sub(rf"<!-- ((?:all )?(?:{names})) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
-
-
-def blocks(results: Path, brief: bool = False) -> list[tuple[tuple[str, str], str]]:
-    """(protocol, baseline) and the tables of each comparison: mean and standard deviation over seeds, and differences
-    paired by seed.
-
-    Args:
-        results: folder of the JSON files.
-        brief: of the measures those that the goal names, and diversity; of the pairs those of what ships.
-    """
-    return [
-        ((protocol, baseline), _comparison(protocol, baseline, own, brief))
-        for protocol, baseline in _comparisons()
-        if (own := runs_of(results, protocol, baseline))
-    ]
+    pairs = "|".join(f"{protocol} {baseline}" for protocol, baseline in kept)
+    return re.sub(rf"<!-- ({'|'.join(TABLES)}|(?:all )?(?:{pairs})) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
 
 
-def _comparisons() -> Iterable[tuple[str, str]]:
-    return itertools.product(PROTOCOLS, BASELINES)
+def blocks(results: Path) -> list[tuple[tuple[str, str], str]]:
+    """(protocol, baseline) and the tables of each comparison, see `_comparison`."""
+    return [(names, _comparison(*names, runs)) for names, runs in comparisons(results).items() if runs]
 
 
 def summary(results: Path) -> str:
     """Both halves, as they ship, against plain: a row of each baseline, for the steps that the first command trains."""
     protocol, columns = "continued", ("attribute_accuracy", "frechet_distance")
-    steps, rows = PROTOCOLS[protocol].legs[1], []
+    kept, steps, rows = comparisons(results), PROTOCOLS[protocol].legs[1], []
     for baseline in BASELINES:
-        legs = legs_of(runs_of(results, protocol, baseline))
-        plain, both = legs.get(Row("plain", 1.0, steps), {}), legs.get(Row("both", SHIPPED[baseline], steps), {})
-        shared = [seed for seed in plain if seed in both]
-        if not shared:
-            continue
-        cells = []
-        for m in columns:
-            cells.append(" -> ".join(_number([arm[seed][m] for seed in shared], m) for arm in (plain, both)))
-            cells.append(_p(differences(both, plain, m)))
-        rows.append([NAMES[baseline], f"{steps:,}", str(len(shared)), *cells])
+        plain, both = _plain_and_both(legs_of(kept[protocol, baseline]), baseline, steps)
+        if len(both):
+            cells = [cell for m in columns for cell in (_change(plain, both, m), _p(differences(both, plain, m)))]
+            rows.append([NAMES[baseline], f"{steps:,}", str(len(both)), *cells])
     titles = [title for m in columns for title in (f"{MEASURES[m][0]}, plain -> with the loss", "p")]
     return markdown_table(["baseline", "steps", "seeds", *titles], rows)
 
@@ -125,34 +104,38 @@ def headline(results: Path) -> str:
     """Both halves, as they ship, against plain: rows of each baseline, for all legs but the shortest."""
     columns = ("attribute_accuracy", "r_precision", "vlms", "frechet_distance")
     titles = [f"{MEASURES[m][0]}, plain -> with the loss" for m in columns]
-    rows = []
+    kept, rows = comparisons(results), []
     for baseline, protocol in itertools.product(BASELINES, (name for name, p in PROTOCOLS.items() if p.shipped)):
-        legs = legs_of(runs_of(results, protocol, baseline))
-        birds = PROTOCOLS[protocol].birds["train"]
+        legs, birds = legs_of(kept[protocol, baseline]), PROTOCOLS[protocol].birds["train"]
         for steps in PROTOCOLS[protocol].legs[1:]:
-            plain, both = legs.get(Row("plain", 1.0, steps), {}), legs.get(Row("both", SHIPPED[baseline], steps), {})
-            shared = [seed for seed in plain if seed in both]
-            if not shared:
-                continue
-            values = [
-                " -> ".join(_number([arm[seed][m] for seed in shared], m) for arm in (plain, both)) for m in columns
-            ]
-            over = differences(both, plain, "attribute_accuracy")
-            gain = _number(over, "attribute_accuracy", sign="+")
-            name = f"{NAMES[baseline]}, {birds:,} birds, {steps:,} steps"
-            rows.append([name, str(len(shared)), *values, gain, _p(over)])
+            plain, both = _plain_and_both(legs, baseline, steps)
+            if len(both):
+                over = differences(both, plain, "attribute_accuracy")
+                gain = _number(over, "attribute_accuracy", sign="+")
+                name = f"{NAMES[baseline]}, {birds:,} birds, {steps:,} steps"
+                rows.append([name, str(len(both)), *(_change(plain, both, m) for m in columns), gain, _p(over)])
     return markdown_table(["baseline", "seeds", *titles, "gain in accuracy", "p"], rows)
+
+
+def _plain_and_both(legs: Mapping[Row, pd.DataFrame], baseline: str, steps: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Plain training and both halves as they ship, of the seeds that both have."""
+    plain, both = Row("plain", 1.0, steps), Row("both", SHIPPED[baseline], steps)
+    return legs.get(plain, NO_LEGS).align(legs.get(both, NO_LEGS), join="inner", axis=0)
+
+
+def _change(plain: pd.DataFrame, both: pd.DataFrame, measure: str) -> str:
+    return " -> ".join(_number(arm[measure], measure) for arm in (plain, both))
 
 
 def terms(results: Path) -> str:
     """What each term adds to the other five: both halves minus both halves without it, from protocol `ablation`."""
     protocol, columns = "ablation", ("attribute_accuracy", "r_precision", "frechet_distance")
-    legs, costs = legs_of(runs_of(results, protocol, "dfgan")), json.loads(arms.RESULTS.read_text())["costs"]
-    steps = PROTOCOLS[protocol].legs[0]
+    legs, steps = legs_of(comparisons(results)[protocol, "dfgan"]), PROTOCOLS[protocol].legs[0]
+    costs = _kept(arms)["costs"]
     lines = []
     for term in TERMS:
         both, without = (Row(arm, SHIPPED["dfgan"], steps) for arm in ("both", f"both minus {term}"))
-        over = {m: differences(legs.get(both, {}), legs.get(without, {}), m) for m in columns}
+        over = {m: differences(legs.get(both, NO_LEGS), legs.get(without, NO_LEGS), m) for m in columns}
         cells = [cell for m in columns for cell in (_number(over[m], m, sign="+"), _p(over[m]))]
         share = f"{costs['both'] - costs[without.arm]:+.2f}"
         lines.append([f"`{term}`", str(len(over["attribute_accuracy"])), *cells, share])
@@ -160,9 +143,28 @@ def terms(results: Path) -> str:
     return markdown_table(["term", "seeds", *titles, "plain steps of processor time"], lines)
 
 
-def runs_of(results: Path, protocol: str, baseline: str) -> list[dict[str, Any]]:
-    """The kept runs of a comparison."""
-    return [run for run in all_runs(results) if (run["protocol"], run["baseline"]) == (protocol, baseline)]
+def _kept(script: ModuleType) -> dict[str, Any]:
+    return json.loads(script.RESULTS.read_text())
+
+
+# Marker -> what makes its table from the folder of runs. The comparisons' markers are their own names, see `fill`.
+TABLES: dict[str, Callable[[Path], str]] = {
+    "summary": summary,
+    "headline": headline,
+    "terms": terms,
+    "arms": lambda _: arms.table(_kept(arms)),
+    "cost": lambda _: cost.table(_kept(cost)["configs"], tflops=20),
+    "gpu": lambda _: gpu_steps.table(_kept(gpu_steps)),
+    "probe": lambda _: probe.table(_kept(probe)),
+    "spill": lambda _: spill.table([run for run in _kept(spill).values() if run["protocol"] == "continued"], seeds=3),
+    "all spill": lambda _: spill.table(list(_kept(spill).values())),
+}
+
+
+def comparisons(results: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(protocol, baseline) -> the kept runs of that comparison."""
+    runs, pairs = all_runs(results), itertools.product(PROTOCOLS, BASELINES)
+    return {pair: [run for run in runs if (run["protocol"], run["baseline"]) == pair] for pair in pairs}
 
 
 def all_runs(results: Path) -> list[dict[str, Any]]:
@@ -183,17 +185,17 @@ class Row(NamedTuple):
         return label(self.arm, self.factor)
 
 
-def legs_of(runs: Iterable[dict[str, Any]]) -> dict[Row, Legs]:
-    """Row -> seed -> numbers; `seconds_per_step` among them where the whole run was timed."""
-    legs: dict[Row, Legs] = {}
-    for run in runs:
-        timed = {name: run[name] for name in ("seconds_per_step",) if name in run}
-        for leg in run["legs"]:
-            legs.setdefault(Row(run["arm"], run.get("factor", 1.0), leg["steps"]), {})[run["seed"]] = leg | timed
-    return legs
+def legs_of(runs: Iterable[Mapping[str, Any]]) -> dict[Row, pd.DataFrame]:
+    """Row -> seeds down, in order, and measures across; NaN where one was not taken. The time too, where a whole run
+    was timed."""
+    lines = [{"factor": 1.0} | run | leg for run in runs for leg in run["legs"]]
+    legs = pd.DataFrame(lines, columns=[*Row._fields, "seed", *NO_LEGS]).set_index("seed").sort_index()
+    return {Row(*row): own[[*NO_LEGS]] for row, own in legs.groupby([*Row._fields])}
 
 
-def _comparison(protocol: str, baseline: str, runs: Sequence[dict[str, Any]], brief: bool) -> str:
+def _comparison(protocol: str, baseline: str, runs: Sequence[dict[str, Any]], brief: bool = False) -> str:
+    """Mean and standard deviation over seeds, and differences paired by seed. Briefly: of the measures those that the
+    goal names, and diversity; of the pairs those of what ships."""
     legs = legs_of(runs)
     parts = [_means(protocol, baseline, runs, brief)]
     if PROTOCOLS[protocol].split == "test":
@@ -205,28 +207,27 @@ def _means(protocol: str, baseline: str, runs: Sequence[dict[str, Any]], brief: 
     """A row for each arm and leg; of the measures that the goal names, the difference to plain beside them."""
     legs, tested = legs_of(runs), (PROTOCOLS[protocol].headline, "frechet_distance")
     wanted = (*tested, "diversity") if brief else MEASURES
-    measures = [m for m in wanted if any(m in leg for seeds in legs.values() for leg in seeds.values())]
+    taken = pd.concat(legs).notna().any()
+    measures = [m for m in wanted if taken[m]]
 
-    def values(rows: Iterable[Mapping[str, float]], over: Mapping[str, list[str]]) -> list[str]:
-        numbers = {m: _number([row[m] for row in rows if m in row], m) for m in measures}
-        return [cell for m in measures for cell in (numbers[m], *over.get(m, ()))]
+    def values(rows: pd.DataFrame, over: Mapping[str, list[str]]) -> list[str]:
+        return [cell for m in measures for cell in (_number(rows[m], m), *over.get(m, ()))]
 
     lines = []
     for name, count, rows in _before(protocol, runs):
         lines.append([name, "", count, *values(rows, {m: ["", ""] for m in tested}), ""])
     for row in sorted(legs, key=lambda row: (row.steps, list(ARMS).index(row.arm), row.factor)):
         over = {m: _over_plain(row, legs, m) for m in tested}
-        seconds = [leg["seconds_per_step"] for leg in legs[row].values() if "seconds_per_step" in leg]
-        cost = f"{statistics.fmean(seconds):.2f}" if seconds else ""
+        cost = "" if legs[row][TIME].isna().all() else f"{legs[row][TIME].mean():.2f}"
         name = _shown(protocol, baseline, row)
-        lines.append([name, str(row.steps), str(len(legs[row])), *values(legs[row].values(), over), cost])
+        lines.append([name, str(row.steps), str(len(legs[row])), *values(legs[row], over), cost])
     titles = [title for m in measures for title in (MEASURES[m][0], *(("over plain", "p") if m in tested else ()))]
     head = ["arm", "steps", "seeds", *titles, "s a step"]
     columns = len(head) - brief
     return markdown_table(head[:columns], [line[:columns] for line in lines])
 
 
-def _before(protocol: str, runs: Sequence[dict[str, Any]]) -> Iterable[tuple[str, str, list[dict[str, float]]]]:
+def _before(protocol: str, runs: Sequence[dict[str, Any]]) -> Iterable[tuple[str, str, pd.DataFrame]]:
     """Name, number of seeds where that says something, and numbers, of real pictures and of the generators at first."""
     for name in ("real", "before"):
         by_seed = {run["seed"]: run[name] for run in runs if name in run}
@@ -235,7 +236,7 @@ def _before(protocol: str, runs: Sequence[dict[str, Any]]) -> Iterable[tuple[str
         # Of one set the last, for an earlier release compared real pictures with others in the order of their files.
         rows = list(by_seed.values())[-1 if one else 0 :]
         if rows:
-            yield name, "" if one else str(len(rows)), rows
+            yield name, "" if one else str(len(rows)), pd.DataFrame(rows, columns=NO_LEGS.columns)
 
 
 def _shown(protocol: str, baseline: str, row: Row) -> str:
@@ -244,39 +245,36 @@ def _shown(protocol: str, baseline: str, row: Row) -> str:
     return f"**{row.label}** (ships)" if ships else row.label
 
 
-def _over_plain(row: Row, legs: Mapping[Row, Legs], measure: str) -> list[str]:
+def _over_plain(row: Row, legs: Mapping[Row, pd.DataFrame], measure: str) -> list[str]:
     """The difference to plain training at the same learning rates, with the number of seeds where it is not the row's,
     and its p."""
     against = plain_of(row.arm)
     if against in (None, row.arm) or row.steps <= ARMS[row.arm].start:
         return ["", ""]
-    over = differences(legs[row], legs.get(Row(against, 1.0, row.steps), {}), measure)
-    fewer = f" ({len(over)} seed{'s' * (len(over) > 1)})" if over and len(over) < len(legs[row]) else ""
+    over = differences(legs[row], legs.get(Row(against, 1.0, row.steps), NO_LEGS), measure)
+    fewer = f" ({len(over)} seed{'s' * (len(over) > 1)})" if 0 < len(over) < len(legs[row]) else ""
     return [_number(over, measure, sign="+") + fewer, _p(over)]
 
 
-def _missing(protocol: str, baseline: str, legs: Mapping[Row, Legs]) -> str:
+def _missing(protocol: str, baseline: str, legs: Mapping[Row, pd.DataFrame]) -> str:
     """Which arms have no run, and what one would take."""
     there = {row.arm for row in legs}
     # alternatives.py trains DF-GAN alone; AttnGAN's plain arm has DAMSM itself.
     arms = [n for n, arm in ARMS.items() if not arm.is_recipe and (baseline == "dfgan" or arm.alternative is None)]
     missing = [name for name in arms if name not in there]
     # A run beside too many others says little of what a step takes: the dearest arm's median.
-    seconds: dict[tuple[str, float], list[float]] = {}
-    for row, by_seed in legs.items():
-        timed = [leg["seconds_per_step"] for leg in by_seed.values() if "seconds_per_step" in leg]
-        seconds.setdefault((row.arm, row.factor), []).extend(timed)
-    seconds = {arm: timed for arm, timed in seconds.items() if timed}
-    if not missing or not seconds:
+    seconds = pd.concat(legs, names=Row._fields).groupby(["arm", "factor"])[TIME].median().max()
+    if not missing or math.isnan(seconds):
         return ""
     steps = min(PROTOCOLS[protocol].equal_time, default=PROTOCOLS[protocol].legs[-1])
-    minutes = steps * max(map(statistics.median, seconds.values())) / 60
+    minutes = steps * seconds / 60
     return f"Not run: {', '.join(missing)}; up to {minutes:.0f} minutes of one core each for {steps} steps of a seed."
 
 
-def _contrasts(protocol: str, baseline: str, legs: Mapping[Row, Legs], brief: bool) -> str:
+def _contrasts(protocol: str, baseline: str, legs: Mapping[Row, pd.DataFrame], brief: bool) -> str:
     """Both halves against plain training of the same steps and of the same time, and against every other arm: a table
-    for each leg, with a row for each pair that shares a seed. Briefly: what ships alone, and no pair of `_briefly`."""
+    for each leg, with a row for each pair that shares a seed. Briefly: what ships alone, and not against plain training
+    of the same steps, which the rows of the arms hold."""
     tables, headline, shipped = [], PROTOCOLS[protocol].headline, PROTOCOLS[protocol].shipped
     for steps in PROTOCOLS[protocol].legs:
         lines = []
@@ -288,8 +286,8 @@ def _contrasts(protocol: str, baseline: str, legs: Mapping[Row, Legs], brief: bo
                 pairs.append(("plain after about the same time", Row("plain", 1.0, longer)))
             pairs += [(_named(other, both), other) for other in _others(both, legs)]
             for what, other in pairs:
-                over = {m: differences(legs[both], legs.get(other, {}), m) for m in (headline, "frechet_distance")}
-                if over[headline]:
+                over = {m: differences(legs[both], legs.get(other, NO_LEGS), m) for m in (headline, "frechet_distance")}
+                if len(over[headline]):
                     cells = [cell for m, values in over.items() for cell in (_number(values, m, sign="+"), _p(values))]
                     cells = [both.label, f"{what} ({other.steps} steps)", str(len(over[headline])), *cells]
                     lines.append(cells)
@@ -321,12 +319,9 @@ def _has_equal_gradient(text: Row, both: Row) -> bool:
     return math.isclose(text.factor, EQUAL_GRADIENT * both.factor)
 
 
-def differences(
-    legs: Mapping[int, Mapping[str, float]], others: Mapping[int, Mapping[str, float]], measure: str
-) -> list[float]:
+def differences(legs: pd.DataFrame, others: pd.DataFrame, measure: str) -> pd.Series:
     """A measure's differences between legs of the same seed."""
-    shared = [seed for seed in sorted(legs) if seed in others]
-    return [legs[seed][measure] - others[seed][measure] for seed in shared if measure in legs[seed]]
+    return (legs[measure] - others[measure]).dropna()
 
 
 def _p(over: Sequence[float]) -> str:
@@ -335,9 +330,5 @@ def _p(over: Sequence[float]) -> str:
     return "" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "<.001"
 
 
-def _number(values: Sequence[float], key: str, sign: str = "") -> str:
-    if not values:
-        return ""
-    digits = MEASURES[key][1]
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):{sign}.{digits}f}{spread}"
+def _number(values: pd.Series, measure: str, sign: str = "") -> str:
+    return mean_cell(values.dropna(), MEASURES[measure][1], sign)
