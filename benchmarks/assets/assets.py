@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,8 +18,9 @@ from vlm_plugin.evaluation.judge import Judge, held_out_accuracy
 from vlm_plugin.pretraining.evaluator import Evaluator
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Draw, measure, print."""
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         root = make_birds(Path(folder) / "birds", 0, 0, 1000)
         records, truth = open_split(root, "test"), BirdTruth(root)

@@ -6,6 +6,7 @@ memory the records hold, and how much each of four forked loader processes adds 
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import multiprocessing
@@ -95,8 +96,9 @@ def measure(root: Path, packed: bool, sender: Connection) -> None:
     sender.send((seconds, held, peak, sum(added) / LOADERS))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Make, measure each form in a fresh process, print."""
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     spawn = multiprocessing.get_context("spawn")
     results = {}
     with tempfile.TemporaryDirectory() as folder:

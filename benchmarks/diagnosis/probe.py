@@ -32,7 +32,8 @@ from vlm_plugin.matcher.choose import PACKAGED, load_matcher
 from vlm_plugin.training.ranks import progress
 from vlm_plugin.training.run_folder import versions
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "probe.json"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "probe.json"
 STEPS, BATCH = 1200, 256
 
 

@@ -132,6 +132,8 @@ LOSSES: dict[str, Callable[[VLM, EasyDict], nn.Module]] = {
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        sys.exit(print(f"{__doc__}\nLosses: {', '.join(LOSSES)}"))
     if len(sys.argv) < 2 or sys.argv[1] not in LOSSES:
         sys.exit(f"alternatives.py: expected one of {', '.join(LOSSES)} first, got {sys.argv[1:2] or 'nothing'}")
     run("dfgan", ROOT / "baselines" / "dfgan", DFGAN, sys.argv[2:], loss=LOSSES[sys.argv[1]])

@@ -9,8 +9,7 @@ import pytest
 import tiny
 import torch
 
-from benchmarks.diagnosis import spill as spill_module
-from benchmarks.diagnosis.spill import apart, main, parts_of_distance
+from benchmarks.diagnosis.spill import apart, main, parts_of_distance, spill
 from benchmarks.quality.plan import PROTOCOLS, Protocol, Run
 from benchmarks.quality.run import Grid
 from vlm_plugin.data.birds.attributes import ATTRIBUTES
@@ -31,7 +30,7 @@ def test_spill_by_hand() -> None:
         found[row, index[part]] = ATTRIBUTES[part].index(colour)
     # Of the first: back and breast are open; the back alone has the crown's red, neither has the wings' blue: 1 of 4.
     # Of the second: crown and wings have the breast's green, the back has not: 2 of 3.
-    assert spill_module.spill(found, values, named) == pytest.approx(3 / 7)
+    assert spill(found, values, named) == pytest.approx(3 / 7)
 
 
 def test_spill_against_loops() -> None:
@@ -45,7 +44,7 @@ def test_spill_against_loops() -> None:
                 if named[row, first] and not named[row, second]:
                     pairs += 1
                     hits += int(values[row, first] == found[row, second])
-    assert spill_module.spill(found, values, named) == pytest.approx(hits / pairs)
+    assert spill(found, values, named) == pytest.approx(hits / pairs)
 
 
 def test_how_far_apart_values_are() -> None:
