@@ -24,10 +24,8 @@ def test_size_does_not_depend_on_the_batch() -> None:
 def test_arms_of_the_comparison_pull_about_as_hard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("vlm_plugin.data.birds.make.BIRDS_FOLDER", tmp_path / "birds")
-    monkeypatch.setattr(
-        "vlm_plugin.data.birds.make.BIRDS", {"train": 40, "validation": 0, "test": 2, "size": 64, "seed": 3}
-    )
+    monkeypatch.setattr("benchmarks.cost.arms.BIRDS_FOLDER", tmp_path / "birds")
+    monkeypatch.setattr("benchmarks.cost.arms.BIRDS", {"train": 40, "validation": 0, "test": 2, "size": 64, "seed": 3})
     torch_threads = torch.get_num_threads()
     main(["--batches", "1", "--results", str(tmp_path / "arms.json")])
     torch.set_num_threads(torch_threads)
