@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from vlm_plugin.checks import check_captions, check_integer, first_tensor
+from vlm_plugin.checks import check_captions, check_integer, first_tensor, is_image_batch
 from vlm_plugin.features import Features, check_features
 
 _INSTANCES = itertools.count(1)
+# How messages about pictures begin.
+EXPECTED = "images: expected a floating-point tensor (B, 3, H, W) in [-1, 1]"
 
 
 def mean_and_spread(values: Tensor, folds: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -133,24 +135,37 @@ class PictureMetric(Metric):
             for module in awake:
                 module.training = True
 
+    def _encoded(
+        self,
+        images: Tensor | Features,
+        captions: Sequence[str] | Features,
+        encode_image: Callable[[Tensor], object],
+        encode_text: Callable[[list[str]], object],
+    ) -> tuple[object, object]:
+        """What the encoders return, B rows each; what is encoded already stays."""
+        encoded = isinstance(images, Features)
+        images = check_features(images, "images") if encoded else self._check_images(images, module_of(encode_image))
+        batch, device = (len(images.pooled), images.pooled.device) if encoded else (len(images), images.device)
+        if isinstance(captions, Features):
+            text = check_features(captions, "captions")
+            if len(text.pooled) != batch:
+                raise ValueError(f"captions: expected {batch} as there are images, got {len(text.pooled)}")
+        else:
+            captions = check_captions(captions, batch)
+            with self._evaluating(device):
+                text = encode_text(captions)
+        if encoded:
+            return images, text
+        with self._evaluating(device):
+            return encode_image(images), text
+
     def _check_images(self, images: Tensor, network: nn.Module | None) -> Tensor:
         """Images as `network` (None for a bare function) takes them, once they are what they should be."""
-        expected = "images: expected a floating-point tensor (B, 3, H, W) in [-1, 1]"
         if not isinstance(images, Tensor) or not images.is_floating_point():
-            raise ValueError(f"{expected}, got {images.dtype if isinstance(images, Tensor) else type(images).__name__}")
-        if images.dim() != 4 or images.shape[1] != 3 or not images.numel():
-            raise ValueError(f"{expected}, got shape {tuple(images.shape)}")
-        least, most = (float(value) for value in torch.aminmax(images.detach()))
-        # Comparisons with NaN are all false: it would pass, and for pictures of the right range, too.
-        if math.isnan(least):
-            raise ValueError(f"{expected}, got NaN")
-        if least < -1.02 or most > 1.02:
-            raise ValueError(f"{expected}, got values from {least:.3g} to {most:.3g}")
-        # As the loss does: pictures in [0, 1] pass for ones in [-1, 1], until a batch with a dark pixel has told.
-        if not self._range_checked and least != most:
-            if least >= 0:
-                raise ValueError(f"{expected}, got no negative value ({least:.3g} to {most:.3g}): is this [0, 1]?")
-            self._range_checked = True
+            raise ValueError(f"{EXPECTED}, got {images.dtype if isinstance(images, Tensor) else type(images).__name__}")
+        if not is_image_batch(images):
+            raise ValueError(f"{EXPECTED}, got shape {tuple(images.shape)}")
+        self._check_range(images.detach())
         weight = None if network is None else first_tensor(network)
         if weight is None:
             return images
@@ -158,30 +173,19 @@ class PictureMetric(Metric):
             raise ValueError(f"images: expected them on {weight.device}, where the network is, got {images.device}")
         return images.to(weight.dtype)
 
-
-def encode_pair(
-    metric: PictureMetric,
-    images: Tensor | Features,
-    captions: Sequence[str] | Features,
-    encode_image: Callable[[Tensor], object],
-    encode_text: Callable[[list[str]], object],
-) -> tuple[object, object]:
-    """What the encoders return, B rows each; what is encoded already stays."""
-    encoded = isinstance(images, Features)
-    images = check_features(images, "images") if encoded else metric._check_images(images, module_of(encode_image))
-    batch, device = (len(images.pooled), images.pooled.device) if encoded else (len(images), images.device)
-    if isinstance(captions, Features):
-        text = check_features(captions, "captions")
-        if len(text.pooled) != batch:
-            raise ValueError(f"captions: expected {batch} as there are images, got {len(text.pooled)}")
-    else:
-        captions = check_captions(captions, batch)
-        with metric._evaluating(device):
-            text = encode_text(captions)
-    if encoded:
-        return images, text
-    with metric._evaluating(device):
-        return encode_image(images), text
+    def _check_range(self, images: Tensor) -> None:
+        """Values lie in [-1, 1], and not in [0, 1] alone, which is asked until a batch with a dark pixel has told."""
+        least, most = (float(value) for value in torch.aminmax(images))
+        # Comparisons with NaN are all false: it would pass, and for pictures of the right range, too.
+        if math.isnan(least):
+            raise ValueError(f"{EXPECTED}, got NaN")
+        if least < -1.02 or most > 1.02:
+            raise ValueError(f"{EXPECTED}, got values from {least:.3g} to {most:.3g}")
+        # As in the loss: uniform pictures fit any range.
+        if not self._range_checked and least != most:
+            if least >= 0:
+                raise ValueError(f"{EXPECTED}, got no negative value ({least:.3g} to {most:.3g}): is this [0, 1]?")
+            self._range_checked = True
 
 
 def module_of(function: Callable) -> nn.Module | None:

@@ -11,14 +11,16 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from vlm_plugin.checks import as_integers, check_integer
 from vlm_plugin.features import Features, as_features, check_features
 from vlm_plugin.files import caption_id
-from vlm_plugin.matcher.vlm import VLM
+from vlm_plugin.matcher.vlm import VLM, check_vlm
 from vlm_plugin.matching import unit
-from vlm_plugin.metrics.base import PictureMetric, encode_pair
-from vlm_plugin.metrics.vlms import check_vlm
+from vlm_plugin.metrics.base import PictureMetric
 
-_ROWS = 100  # pictures whose candidates are drawn at a time; the draw depends on it, so it is a constant
-_TIE = 1e-6  # cosines of equal captions that were encoded in different batches differ by rounding, far below this
-_NO_CANDIDATE = 2.0  # above every random key
+# Pictures whose candidates are drawn at a time; the draw depends on it, so it is a constant.
+_ROWS_AT_A_TIME = 100
+# Cosines of equal captions that were encoded in different batches differ by rounding, far below this.
+_TIE_MARGIN = 1e-6
+# Above every random key.
+_NO_CANDIDATE = 2.0
 
 
 def different_groups(row_facts: Tensor, all_facts: Tensor) -> Tensor:
@@ -139,7 +141,7 @@ class RPrecision(PictureMetric):
             encoders = self.vlm.encode_image, self.vlm.encode_text
         else:
             encoders = self.image_encoder, self.text_encoder
-        image, text = encode_pair(self, images, captions, *encoders)
+        image, text = self._encoded(images, captions, *encoders)
         batch = len(images.pooled) if isinstance(images, Features) else len(images)
         image = image if isinstance(image, Tensor) else as_features(image, "image_encoder")
         image, text = _pooled(image, "image_encoder", batch), _pooled(text, "text_encoder", batch)
@@ -217,7 +219,7 @@ def _ranks_first(
     count = len(images)
     drawn = min(candidates, count) - 1
     first = []
-    for rows in torch.arange(count).split(_ROWS):
+    for rows in torch.arange(count).split(_ROWS_AT_A_TIME):
         wrong = mismatched(facts[rows], facts)
         if wrong.dtype != torch.bool or wrong.shape != (len(rows), count):
             raise ValueError(
@@ -231,7 +233,7 @@ def _ranks_first(
         own = (images[rows] * captions[rows]).sum(-1, keepdim=True)
         others = (images[rows, None] * captions[columns]).sum(-1)
         absent = keys == _NO_CANDIDATE
-        hits = ((own > others + _TIE) | absent).all(1).float()
+        hits = ((own > others + _TIE_MARGIN) | absent).all(1).float()
         first.append(hits.masked_fill(absent.all(1), torch.nan))
     return torch.cat(first)
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vlm_plugin.checks import first_tensor
 from vlm_plugin.features import Features, check_features
-from vlm_plugin.matcher.vlm import VLM, check_scorer
-from vlm_plugin.metrics.base import PictureMetric, encode_pair
+from vlm_plugin.matcher.vlm import VLM, check_scorer, check_vlm
+from vlm_plugin.metrics.base import PictureMetric
 
 
 class VLMS(PictureMetric):
@@ -61,7 +61,7 @@ class VLMS(PictureMetric):
         Raises:
             ValueError, TypeError: a wrong shape, type, range or number; the message names the argument.
         """
-        image, text = encode_pair(self, images, captions, self.vlm.encode_image, self.vlm.encode_text)
+        image, text = self._encoded(images, captions, self.vlm.encode_image, self.vlm.encode_text)
         weight = first_tensor(self.vlm.scorer)
         with self._evaluating(weight.device):
             scores = self.vlm.scorer(image.to(weight.device), text.to(weight.device), "caption").sigmoid()
@@ -79,8 +79,3 @@ class VLMS(PictureMetric):
     def values(self) -> Tensor:
         """`(N,)` scores in (0, 1)."""
         return self._joined(self.scores)
-
-
-def check_vlm(vlm: VLM) -> None:
-    if not isinstance(vlm, VLM):
-        raise TypeError(f"vlm: expected a VLM (VLM.load(path) reads one), got {type(vlm).__name__}")
