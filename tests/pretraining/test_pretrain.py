@@ -34,6 +34,7 @@ from vlm_plugin.data import BirdTruth, CaptionedImages, collate, make_birds, ope
 from vlm_plugin.data.birds.captions import read_caption
 from vlm_plugin.data.dataset import Batch, Sample
 from vlm_plugin.files import not_finite, write_file
+from vlm_plugin.matcher.identity import encoder_fingerprints
 from vlm_plugin.matching import global_scores, local_scores
 from vlm_plugin.pretraining.evaluator import Evaluator
 from vlm_plugin.pretraining.losses import (
@@ -581,7 +582,7 @@ def test_a_kill_between_matcher_and_state_loses_nothing(tmp_path: Path, monkeypa
 def test_a_finished_matcher_is_left_alone_and_anything_else_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, options = tmp_path / "a.vlm.pt", {**RUN, "epochs": 1}
+    out, another, options = tmp_path / "a.vlm.pt", tiny.matcher(), {**RUN, "epochs": 1}
     whole = pretrain(tiny.birds(), out, **options)
     before = out.read_bytes()
     monkeypatch.setattr("vlm_plugin.pretraining.pretrain.step_losses", None)  # nothing trains from here on
@@ -600,7 +601,7 @@ def test_a_finished_matcher_is_left_alone_and_anything_else_refused(
     assert out.read_bytes() == before
     notes = tmp_path / "notes.txt"
     notes.write_text("no matcher")
-    for file in (notes, tiny.matcher()):
+    for file in (notes, another):
         before = file.read_bytes()
         with pytest.raises(ValueError, match=rf"out: expected a new file, got {file}, made otherwise"):
             pretrain(tiny.birds(), file, **options)
@@ -724,7 +725,7 @@ def test_pictures_that_are_no_birds(tmp_path: Path, classes: bool, capsys: pytes
     assert set(vlm.notes["held_out"]) == {"split", "ceiling_r1", "local_r1", "global_r1", "general_hard"}
     assert VLM.load(tmp_path / "m.vlm.pt").fingerprint == vlm.fingerprint
     # float16 in the file, and the scorer's fingerprints are those of what the file holds.
-    assert vlm.scorer.encoder_fingerprints == vlm._encoder_fingerprints()
+    assert vlm.scorer.encoder_fingerprints == encoder_fingerprints(vlm.image_encoder, vlm.text_encoder)
 
 
 def test_the_command_line_has_every_setting_with_its_default() -> None:
@@ -846,7 +847,8 @@ def test_frozen_encoders_get_a_scorer_and_nothing_else(
     for name, value in starts[0].state_dict().items():
         assert torch.equal(vlm.state_dict()[name], value) == (not name.startswith("scorer.")), name
     assert vlm.vocabulary == tiny_pair().vocabulary
-    assert vlm.scorer.encoder_fingerprints == tiny_pair()._encoder_fingerprints()
+    start = tiny_pair()
+    assert vlm.scorer.encoder_fingerprints == encoder_fingerprints(start.image_encoder, start.text_encoder)
     assert vlm.notes["source"] == "DAMSM: tiny"
     assert vlm.notes["pretraining"]["damsm"] == "text_encoder7.pth"
 
