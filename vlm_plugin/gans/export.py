@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import torch
-from easydict import EasyDict
 
 from vlm_plugin.files import check_writable, read_checkpoint, read_file, whole
 from vlm_plugin.gans.find import BASELINES, baseline
@@ -30,14 +29,14 @@ def export(run: Path, file: Path) -> None:
         options = json.loads((run / "options.json").read_text(encoding="utf-8"))
         if options["baseline"] not in BASELINES:
             raise KeyError(options["baseline"])
-    build = baseline(options["baseline"]).trainer
+        build = baseline(options["baseline"]).trainer
+        settings = build.settings_type.of(options["settings"])
     saved = build.read(run)
     _check_replaceable(file, build)
     checkpoint = read_file(run / "checkpoint.pt", "checkpoint")
     data = Path(options["data"]) if options["data"] else None
     matcher = load_matcher(options["vlm"] or options["text_encoder"], data)
-    settings = options["settings"]
-    trainer = build(EasyDict(settings), matcher, torch.device("cpu"), torch.float32)
+    trainer = build(settings, matcher, torch.device("cpu"), torch.float32)
     trainer.load_state(checkpoint["trainer"])
     notes = {name: options[name] for name in ("seed", "settings", "matcher", "text_fingerprint")}
     notes |= {"steps": checkpoint["step"], "with_vlm": bool(options["vlm"])}
