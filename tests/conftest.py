@@ -20,9 +20,14 @@ _MARKERS = {
     "cuda": "needs a CUDA device; left out, and counted in the summary, where there is none",
     "browser": "needs chromium; left out, and counted in the summary, where there is none",
     "full_disk": "needs /dev/full; left out, and counted in the summary, where there is none",
+    "slow": "a long proof; left out, and counted in the summary, without --slow (tests/slow.sh runs them)",
 }
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _left_out: dict[str, int] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,6 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Deselect what cannot run here, instead of skipping it, so that a skip always means something unforeseen."""
     missing = {} if torch.cuda.is_available() else {"cuda": "no CUDA device"}
     missing |= {} if BROWSER else {"browser": "no chromium"}
+    missing |= {} if config.getoption("--slow") else {"slow": "--slow runs them"}
     missing |= {} if Path("/dev/full").exists() else {"full_disk": "no /dev/full"}
     kept, dropped = [], []
     for item in items:
