@@ -33,7 +33,7 @@ from vlm_plugin.cli.pretrain import add_arguments
 from vlm_plugin.data import BirdTruth, CaptionedImages, collate, make_birds, open_split
 from vlm_plugin.data.birds.captions import read_caption
 from vlm_plugin.data.dataset import Batch, Sample
-from vlm_plugin.files import not_finite, write_file
+from vlm_plugin.files import not_finite, write_next
 from vlm_plugin.matcher.identity import encoder_fingerprints
 from vlm_plugin.matching import global_scores, local_scores
 from vlm_plugin.pretraining.evaluator import Evaluator
@@ -492,9 +492,9 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The file has the best epoch's weights; those of the last epoch are in the state, which goes when a run is done.
-    states, save = [], write_file
+    states, save = [], write_next
     monkeypatch.setattr(
-        "vlm_plugin.pretraining.resume.write_file", lambda c, p: (states.append(copy.deepcopy(c)), save(c, p))
+        "vlm_plugin.pretraining.resume.write_next", lambda c, p: (states.append(copy.deepcopy(c)), save(c, p))
     )
     whole = pretrain(tiny.birds(), tmp_path / "new" / "whole.vlm.pt", **RUN)
     last = states[-1]
@@ -561,7 +561,7 @@ def test_a_kill_between_matcher_and_state_loses_nothing(tmp_path: Path, monkeypa
     options = {**RUN, "epochs": 1}
     whole = pretrain(tiny.birds(), tmp_path / "whole.vlm.pt", **options)
     out = tmp_path / "cut.vlm.pt"
-    original = write_file
+    original = write_next
 
     def die(content: object, path: Path) -> None:
         original(content, path)
@@ -570,7 +570,7 @@ def test_a_kill_between_matcher_and_state_loses_nothing(tmp_path: Path, monkeypa
     for killed in (True, False):
         with monkeypatch.context() as patch:
             if killed:
-                patch.setattr("vlm_plugin.pretraining.resume.write_file", die)
+                patch.setattr("vlm_plugin.pretraining.resume.write_next", die)
                 with pytest.raises(KeyboardInterrupt):
                     pretrain(tiny.birds(), out, **options)
             else:
@@ -631,7 +631,7 @@ def test_a_kill_before_the_first_state_begins_anew(tmp_path: Path, monkeypatch: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("vlm_plugin.pretraining.resume.write_file", die)
+        patch.setattr("vlm_plugin.pretraining.resume.write_next", die)
         with pytest.raises(KeyboardInterrupt):
             pretrain(tiny.birds(), out, **RUN)
     assert VLM.load(out).notes["pretraining"]["epochs_done"] == 1

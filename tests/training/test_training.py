@@ -379,6 +379,29 @@ def test_log_is_cut_at_the_checkpoint(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["log.jsonl"]
 
 
+DAMAGED = (
+    b"", b"null", b"[1, 2]", b"7", b"{}", b'{"loss": 1.0}', b'{"step": null}', b'{"step": "3"}', b'{"step": true}',
+    b'{"step": NaN}', b'{"step": 1e999}', b'{"step": [1]}', b'{"step": 1', b"\xff\xfe\x00", b'{"step": 1, "\xe9": 2}',
+    b"[" * 100_000, b'{"step": ' + b"9" * 5000 + b"}", b"\x00\x00\x00",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("damaged", DAMAGED, ids=lambda line: line[:12])
+def test_a_damaged_line_is_passed_over_and_counted(
+    damaged: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 0}\n' + damaged + b'\n{"step": 1}\n' + damaged + b'\n{"step": 2, "lo')
+    assert Log.read(path) == [{"step": 0}, {"step": 1}]
+    Log(path, first_step=2).add(step=2)
+    told = "" if not damaged else f"{path}: passed over 2 damaged lines, which the curves will lack\n"
+    assert capsys.readouterr().out == told
+    # Once: what is written again is whole.
+    assert path.read_text(encoding="utf-8") == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'
+    Log(path, first_step=3)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_new_log_is_empty_and_a_missing_one_has_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     assert Log.read(path) == []

@@ -14,7 +14,7 @@ from torch import Tensor
 from vlm_plugin import DualVLMLoss, Features, distributed
 from vlm_plugin.data import CaptionedImages
 from vlm_plugin.data.dataset import Batch, Collate
-from vlm_plugin.files import not_finite, write_file
+from vlm_plugin.files import not_finite, write_next
 from vlm_plugin.gans.begin import Run
 from vlm_plugin.gans.config import VLMSettings
 from vlm_plugin.gans.show import Show
@@ -77,7 +77,7 @@ class Loop:
             if done % self.settings.sample_every == 0 and done < self.last and distributed.rank() == 0:
                 self.show.grid(f"step {done}", self.run.folder / f"samples-{done:06d}.png")
             if stopping:
-                self._leave(done)
+                self._leave(done, stop)
 
     def _batches(self) -> Iterator[Batch]:
         run, prepared = self.run, self.run.prepared
@@ -124,18 +124,19 @@ class Loop:
         save_checkpoint(self.run.trainer, done, self.run.folder)
         self.kept = done
 
-    def _leave(self, done: int) -> None:
+    def _leave(self, done: int, stop: StopSignal) -> None:
         if distributed.rank() == 0:
             print(f"\nstopped after step {done}; go on with --resume {self.run.folder}", flush=True)
         # A launcher ends the other processes when the first is gone: none goes before the checkpoint is written.
         leave_ranks()
-        sys.exit(128 + signal.SIGTERM)
+        # A rank that no signal reached ends as the launcher's would.
+        sys.exit(128 + (stop.number or signal.SIGTERM))
 
 
 def save_checkpoint(trainer: Trainer, step: int, run_folder: Path) -> None:
-    """What a resumed run goes on from, after so many steps; rank 0 writes it."""
+    """What a resumed run goes on from, after so many steps; rank 0 writes it, and keeps the one before it."""
     if distributed.rank() == 0:
-        write_file({"step": step, "trainer": trainer.state()}, run_folder / "checkpoint.pt")
+        write_next({"step": step, "trainer": trainer.state()}, run_folder / "checkpoint.pt")
 
 
 def check_finite(content: Mapping[str, Any], step: int, run_folder: Path, kept: int) -> None:

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from vlm_plugin.data import CaptionedImages
 from vlm_plugin.data.dataset import Batch
-from vlm_plugin.files import check_writable, not_finite
+from vlm_plugin.files import check_writable, not_finite, whole
 from vlm_plugin.matcher.vlm import VLM
 from vlm_plugin.pretraining.evaluator import Evaluator, scores_in_words
 from vlm_plugin.pretraining.losses import step_losses
 from vlm_plugin.pretraining.pairs import Pairs, collate_pairs
 from vlm_plugin.pretraining.resume import (
     check_same_run,
+    forget_state,
     is_finished,
     read_state,
     record_of,
@@ -147,7 +148,7 @@ class Pretraining:
             write_state(self._state(), self.out)
         # Read before the state goes: what cannot be read would have to be trained anew.
         finished = VLM.load(self.out)
-        state_file_of(self.out).unlink(missing_ok=True)
+        forget_state(self.out)
         self.left_out.report()
         print(f"wrote {self.out}", flush=True)
         return finished
@@ -248,8 +249,9 @@ class Pretraining:
         }  # fmt: skip
 
     def _go_on(self, state: dict[str, Any]) -> None:
-        self.vlm.load_state_dict(state["vlm"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.best, self.epochs_done = state["best"], state["epoch"]
+        with whole(state_file_of(self.out)):
+            self.vlm.load_state_dict(state["vlm"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.best, self.epochs_done = state["best"], state["epoch"]
         print(f"resuming after epoch {self.epochs_done} of {self.settings.epochs}", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import re
@@ -78,12 +79,13 @@ class StopSignal:
 
     Attributes:
         asked: a signal came.
+        number: the signal's; 0 where none came.
     """
 
     _signals = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.number = False, 0
         self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -93,9 +95,9 @@ class StopSignal:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
-    def _ask(self, *_: object) -> None:
+    def _ask(self, number: int, *_: object) -> None:
         # A second signal does what it would have done without us.
-        self.asked = True
+        self.asked, self.number = True, number
         self._restore()
 
     def _restore(self) -> None:
@@ -117,14 +119,18 @@ class Log:
     """One JSON object a line; resuming cuts off the lines that the checkpoint does not know.
 
     Args:
-        path: the file.
+        path: the file. Its lines that are damaged are passed over, and rank 0 says once how many.
         first_step: lines of this step and later are dropped.
     """
 
     def __init__(self, path: str | os.PathLike, first_step: int = 0) -> None:
         self.path = Path(path)
         if distributed.rank() == 0:
-            kept = [row for row in self.read(self.path) if row["step"] < first_step]
+            rows, damaged = _read_rows(self.path)
+            if damaged:
+                lines = f"{damaged} damaged line{'' if damaged == 1 else 's'}"
+                print(f"{self.path}: passed over {lines}, which the curves will lack", flush=True)
+            kept = [row for row in rows if row["step"] < first_step]
             write_text("".join(json.dumps(row) + "\n" for row in kept), self.path)
 
     def add(self, **values: object) -> None:
@@ -136,12 +142,25 @@ class Log:
 
     @staticmethod
     def read(path: str | os.PathLike) -> list[dict]:
-        """Every whole line written so far; none without a file."""
-        if not Path(path).is_file():
-            return []
-        rows = []
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
-            # A kill may leave half a line at the end.
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-        return rows
+        """Every whole line written so far, each with a number as its `step`; none without a file."""
+        return _read_rows(Path(path))[0]
+
+
+def _read_rows(path: Path) -> tuple[list[dict], int]:
+    """Rows of a log, and how many lines are damaged besides; a last half line is what a kill leaves, and no damage."""
+    if not path.is_file():
+        return [], 0
+    *lines, last = path.read_bytes().split(b"\n")
+    rows = [_row(line) for line in lines if line.strip()]
+    ending = _row(last)
+    whole = [row for row in [*rows, ending] if row is not None]
+    return whole, sum(row is None for row in rows)
+
+
+def _row(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, a number of a thousand digits, a thousand brackets
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return row if type(step) in (int, float) and math.isfinite(step) else None
