@@ -9,7 +9,9 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import stat
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -85,14 +87,36 @@ def writing_folder(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
+    with tidy_end():
+        try:
+            temporary.mkdir()
+            yield temporary
+            if path.is_dir():
+                path.rmdir()
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def tidy_end() -> Iterator[None]:
+    """Have SIGTERM end the process as an error does: what is half written is cleaned up, and the exit status is 143.
+
+    Nothing changes where somebody handles the signal already, or outside of the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # launchers send it to a group, and then to each process of it
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
     try:
-        temporary.mkdir()
-        yield temporary
-        if path.is_dir():
-            path.rmdir()
-        temporary.rename(path)
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def check_writable(path: str | os.PathLike) -> None:
@@ -364,7 +388,7 @@ def whole(path: str | os.PathLike) -> Iterator[None]:
     """Name the file when its content is not what was written there, whatever that leads to.
 
     Raises:
-        ValueError: in place of what the block raises, unless that names the file or is the system's.
+        ValueError: in place of what the block raises, unless that names the file or its folder, or is the system's.
     """
     try:
         yield
@@ -372,7 +396,7 @@ def whole(path: str | os.PathLike) -> Iterator[None]:
         raise
     except Exception as error:
         # A GPU without room is a RuntimeError, told by its name: not everything that reads files loads torch.
-        named = isinstance(error, ValueError) and str(path) in str(error)
+        named = isinstance(error, ValueError) and any(n in str(error) for n in (str(path), f"{Path(path).parent}:"))
         if named or type(error).__name__ == "OutOfMemoryError":
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -680,6 +680,48 @@ def test_ctrl_c_is_one_line_that_says_what_is_kept(
     assert capsys.readouterr().err == f"vlm-plugin pretrain: interrupted; {tmp_path / 'a.vlm.pt'} stays as it is\n"
 
 
+@pytest.mark.usefixtures("narrow")
+def test_from_a_damaged_state_a_run_goes_on_from_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = pretrain(tiny.birds(), tmp_path / "whole.vlm.pt", **RUN)
+    out = tmp_path / "cut.vlm.pt"
+    with monkeypatch.context() as patch:
+        break_in_epoch(3, patch)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            pretrain(tiny.birds(), out, **RUN)
+    state, older = tmp_path / "cut.vlm.pt.state", tmp_path / "cut.vlm.pt.previous.state"
+    state.write_bytes(b"")
+    capsys.readouterr()
+    resumed = pretrain(tiny.birds(), out, **RUN)
+    told = capsys.readouterr().out
+    assert f"{state}: not a readable state" in told
+    assert f"going on from the one before, {older}, after epoch 1" in told
+    assert resumed.fingerprint == whole.fingerprint
+    assert {p.name for p in tmp_path.iterdir()} == {"whole.vlm.pt", "cut.vlm.pt"}
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_second_pretraining_of_one_file_is_refused_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, original, told = tmp_path / "a.vlm.pt", Evaluator.__call__, []
+
+    def evaluate(self: Evaluator, vlm: VLM) -> dict[str, float]:
+        if not told:
+            words = ["pretrain", "--data", str(tiny.birds()), "--out", str(out)]
+            told.append((main(words), capsys.readouterr().err.splitlines()[-1]))
+        return original(self, vlm)
+
+    monkeypatch.setattr(Evaluator, "__call__", evaluate)
+    first = pretrain(tiny.birds(), out, **RUN)
+    refusal = f"vlm-plugin pretrain: {out}: another process is training this matcher; wait, or stop it first"
+    assert told[0][0] == 2
+    assert told[0][1].endswith(refusal)
+    assert VLM.load(out).fingerprint == first.fingerprint
+    assert [p.name for p in tmp_path.iterdir()] == ["a.vlm.pt"]
+
+
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ from vlm_plugin.gans.loop import ramp
 from vlm_plugin.gans.trainer import update_average
 from vlm_plugin.training.device import autocast, choose_device, choose_precision
 from vlm_plugin.training.ranks import average_gradients, barrier, from_all_ranks, join_ranks, leave_ranks
-from vlm_plugin.training.run_folder import Log, StopSignal, new_run_folder, shared_run_folder
+from vlm_plugin.training.run_folder import Log, StopSignal, new_run_folder, only_writer, shared_run_folder
 from vlm_plugin.training.skipped import LeftOut, usable_indices
 from vlm_plugin.training.stream import Stream, check_seed, endless_batches, mix, noise
 
@@ -445,6 +447,7 @@ def test_stop_signal_is_noticed_once_and_given_back() -> None:
             assert not stop.asked
             os.kill(os.getpid(), number)
             assert stop.asked
+            assert stop.number == number
             # The next one does what it would have done without us.
             assert {n: signal.getsignal(n) for n in before} == before
     assert {n: signal.getsignal(n) for n in before} == before
@@ -591,3 +594,63 @@ def test_one_process_needs_no_group() -> None:
     leave_ranks()
     assert from_all_ranks(["a"]) == ["a"]
     assert torch.equal(parameter.grad, torch.ones(2))
+
+
+# ----------------------------------------------------------------------------------------------------------- one writer
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from vlm_plugin.training.run_folder import only_writer
+with only_writer(Path(sys.argv[1]), "at it"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_second_process_is_told_and_a_lock_dies_with_its_process(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.vlm.pt"
+    if kind == "folder":
+        path.mkdir()
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        refusal = f"^{re.escape(str(path))}: another process is at it; wait, or stop it first$"
+        with pytest.raises(ValueError, match=refusal), only_writer(path, "at it"):
+            pass
+        # Another file of the folder is free.
+        with only_writer(tmp_path / "other.vlm.pt", "at it"):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    with only_writer(path, "at it"):
+        pass
+    assert [p for p in tmp_path.rglob("*") if p != path] == []
+
+
+def test_a_lock_is_passed_on_by_one_to_one(tmp_path: Path) -> None:
+    path, inside, most = tmp_path / "x.pt", [0], [0]
+
+    def often() -> None:
+        for _ in range(100):
+            with contextlib.suppress(ValueError), only_writer(path, "at it"):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                inside[0] -= 1
+
+    writers = [threading.Thread(target=often) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert most == [1]
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_nothing_can_be_written_there_is_no_lock(tmp_path: Path) -> None:
+    with only_writer(tmp_path / "nowhere" / "x.pt", "at it"):
+        pass
+    assert os.listdir(tmp_path) == []

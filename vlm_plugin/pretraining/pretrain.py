@@ -6,6 +6,7 @@ and the schedule are ours (docs/method.md).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -36,6 +37,7 @@ from vlm_plugin.pretraining.settings import PretrainSettings, filled_in
 from vlm_plugin.pretraining.start import Splits, first_matcher, open_splits, train_mode
 from vlm_plugin.training.device import choose_device, choose_precision
 from vlm_plugin.training.ranks import progress
+from vlm_plugin.training.run_folder import only_writer
 from vlm_plugin.training.skipped import LeftOut
 from vlm_plugin.training.stream import Stream, endless_batches, mix
 
@@ -61,13 +63,22 @@ def pretrain(data: str | Path, out: str | Path, **options: object) -> VLM:
 
     Raises:
         BadSampleError: a picture cannot be used, and `skip_bad` is off. The message names it.
-        OSError, ValueError: the message names the argument or file; or, with the first name that holds NaN or
+        OSError, ValueError: the message names the argument or file, which may be one that another process trains at
+            this moment; or, with the first name that holds NaN or
             infinity, a training that broke down.
     """
     settings = filled_in(PretrainSettings(**options))
     data, out = Path(data), Path(out)
     if out.is_dir():
         raise ValueError(f"out: expected a file to write, got the folder {out}")
+    with contextlib.suppress(OSError):  # `check_writable` says why
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(out, "training this matcher"):
+        return _pretrain(data, out, settings)
+
+
+def _pretrain(data: Path, out: Path, settings: PretrainSettings) -> VLM:
+    """`pretrain`, where no other process does the same."""
     device = choose_device(settings.device)
     dtype = choose_precision(device, settings.precision)
     state = read_state(out)

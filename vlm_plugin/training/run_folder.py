@@ -20,7 +20,7 @@ from torch import Tensor
 
 import vlm_plugin
 from vlm_plugin import distributed
-from vlm_plugin.files import write_text
+from vlm_plugin.files import digest, write_text
 
 try:
     import fcntl
@@ -55,15 +55,64 @@ def only_process(folder: Path) -> Iterator[None]:
     # The folder itself: a file within it would be one more, and one that is renamed takes its lock along.
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another process trains this run; stop it first") from None
-        except OSError:
-            pass  # a file system without locks
+        _lock(handle, f"{folder}: another process trains this run; stop it first")
         yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def only_writer(path: Path, doing: str) -> Iterator[None]:
+    """Keep other processes from doing the same to a file or folder meanwhile, where the system can.
+
+    A hidden file beside the file, or in the folder, holds the lock; a kill ends the lock and may leave that file, which
+    is in nobody's way.
+
+    Args:
+        path: a file that need not exist, or a folder.
+        doing: what is done to it, for the message.
+
+    Raises:
+        ValueError: one does already.
+    """
+    name = path / ".lock" if path.is_dir() else path.with_name(f".{digest([path.name])}.lock")
+    handle = None if fcntl is None else _open_lock(name, f"{path}: another process is {doing}; wait, or stop it first")
+    try:
+        yield
+    finally:
+        if handle is not None:
+            # While the lock is held: whoever opened the file meanwhile finds it gone, and makes another.
+            with contextlib.suppress(OSError):
+                name.unlink()
+            os.close(handle)
+
+
+def _open_lock(name: Path, otherwise: str) -> int | None:
+    """A locked file of that name; None where none can be made, which is somebody else's to say."""
+    while True:
+        try:
+            handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            return None
+        try:
+            _lock(handle, otherwise)
+            if name.exists() and os.path.samestat(os.fstat(handle), os.stat(name)):
+                return handle
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # the one before took its file away in between
+
+
+def _lock(handle: int, otherwise: str) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(otherwise) from None
+    except OSError:
+        pass  # a file system without locks
 
 
 def shared_run_folder(root: str | os.PathLike, name: str) -> Path:
