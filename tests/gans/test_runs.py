@@ -530,19 +530,21 @@ def test_terminated_and_resumed_is_the_same_run(
     assert_same_run(folder, whole.folder)
 
 
-@pytest.mark.parametrize("damage", ["emptied", "a bit", "cut", "gone"])
+@pytest.mark.parametrize("damage", ["a bit", "gone"])
 def test_from_a_damaged_checkpoint_a_run_goes_on_from_the_one_before(
     name: str, damage: str, finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The finished run's last checkpoint is of step 4, the one before of step 2.
     folder = Path(shutil.copytree(finished.folder, tmp_path / finished.folder.name))
     file, older = folder / "checkpoint.pt", folder / "checkpoint.previous.pt"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 16
+    for path in (*folder.glob("evaluation.*"), *folder.glob("report.*")):
+        path.unlink()
     if damage == "gone":
         file.unlink()
     else:
-        file.write_bytes({"emptied": b"", "a bit": bytes(content), "cut": bytes(content[: len(content) // 2])}[damage])
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 16
+        file.write_bytes(content)
     capsys.readouterr()
     run("--resume", folder, name=name)
     told = capsys.readouterr().out
