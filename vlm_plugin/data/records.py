@@ -195,3 +195,34 @@ class _Texts:
 def digest_records(records: Iterable[Record]) -> str:
     """Names the keys and captions of pictures, in their order; not the pixels, which would all have to be read."""
     return digest(line for record in records for line in (record.key, *record.captions))
+
+
+def nothing_to_learn(records: Iterable[Record]) -> str | None:
+    """Why no picture of a split has a wrong caption, where that is so: then nothing can be learned or measured on it.
+
+    Captions that differ in case or white space alone are equal. A sound split is known by its first few records.
+
+    Args:
+        records: those of a split that can be used.
+
+    Returns:
+        A sentence without a full stop, "expected ..., got ..."; None where some picture has a wrong caption.
+    """
+    number, first, said, one_class, one_text = 0, None, frozenset(), True, True
+    for record in records:
+        number += 1
+        texts = frozenset(" ".join(caption.casefold().split()) for caption in record.captions)
+        if first is None:
+            first, said = record, texts
+            continue
+        # Without classes every picture is one of its own.
+        one_class = one_class and record.class_id is not None and record.class_id == first.class_id
+        one_text = one_text and texts == said
+        if not one_class and not one_text:
+            return None
+    if number < 2:
+        return f"expected two pictures or more, got {number or 'none'}"
+    if one_class:
+        return f"expected pictures of two classes or more, got {number} of the one class {first.class_id}"
+    shown = first.captions[0] if first.captions else ""
+    return f"expected captions that tell pictures apart, got the same for all {number} (such as {shown!r:.80})"
