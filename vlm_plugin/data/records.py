@@ -62,6 +62,9 @@ class Problem(NamedTuple):
     """Training cannot use it."""
     picture: bool = False
     """One picture alone is left out where reading goes on."""
+    spoken: bool = False
+    """Whoever trains should read it too, though it is not fatal: pictures are left out, or not divided as one may
+    think."""
 
     def error(self) -> Exception:
         """The problem as an exception: FileNotFoundError if a file is missing, else ValueError; of one picture a
