@@ -287,7 +287,7 @@ def test_bad_lines_of_json(tmp_path: Path) -> None:
     expected = [
         "line 2: expected a JSON object, got no JSON (Expecting ',' delimiter at column 39)",
         'line 3: expected a JSON object, got \'["c.jpg", "a dog"]\'',
-        "line 4: expected the columns file_name and text, once each, got 'file_name', 'caption'",
+        "line 4: expected the columns file_name and text, once each ('caption' is to be called text), got 'file_name'",
         "line 5: expected a text that is a string or a list of strings, got None",
         "line 6: expected a text that is a string or a list of strings, got ['a dog', 3]",
         "line 7: expected a JSON object, but reading it failed (",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import eq
 from pathlib import Path
@@ -80,7 +81,8 @@ Complain = Callable[[Problem], None]
 
 
 def stop(problem: Problem) -> None:
-    """Raises on the first fatal problem and lets the others pass: what readers do unless told otherwise.
+    """Raises on the first fatal problem, warns of what is to be spoken, and lets the others pass: what readers do
+    unless told otherwise.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -88,6 +90,8 @@ def stop(problem: Problem) -> None:
     """
     if problem.fatal:
         raise problem.error()
+    if problem.spoken:
+        warnings.warn(f"{problem.where}: {problem.what}", stacklevel=2)
 
 
 class Layout(NamedTuple):

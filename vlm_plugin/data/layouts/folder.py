@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlm_plugin.data import split_names
+from vlm_plugin.data.near_miss import archives, which_columns
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
 from vlm_plugin.data.tables import BrokenTableError, csv_rows, lines_of
 from vlm_plugin.data.text import LINE_END, caption_lines, checked_name, is_picture, read_text, without_extension
@@ -173,8 +174,15 @@ class _Folder:
                 captions = tuple(dict.fromkeys((*first.captions, *row.captions)))
                 split_said = split_names.strictest((first.split, row.split))
                 self._rows[without_extension(name)] = _Named(name, captions, split_said)
+        if seen and (packed := archives(self._files)) and not self._any_is_there(within, seen):
+            what = f"expected the pictures that {names[0]} names, found none of them, but {packed}"
+            complain(Problem(str(folder), what, missing=True))
         self._seen.update(unicodedata.normalize("NFC", within + name) for name in seen)
         return len(self._rows) > before
+
+    def _any_is_there(self, within: str, names: Iterable[str]) -> bool:
+        there = set(self._files)
+        return any(within + name in there for name in names)
 
     def _divide(self) -> None:
         """Says of each picture which split it belongs to, and of what is left out or not plain how much there is."""
@@ -209,6 +217,10 @@ class _Folder:
                     f"{column!r:.80} in the column split, which is no train, validation or test; nothing trains on them"
                 )
                 groups[None, what].append(key)
+            elif said == "train" and split_names.of_file(key) in split_names.HELD_OUT:
+                groups[
+                    "train", "held out by their own names, but not by their folder, which counts; read as train"
+                ].append(key)
         for name in self._in_no_row():
             groups[
                 self.split_of(name) or "train", "in no row of the table that holds for their folder; left out"
@@ -224,8 +236,9 @@ class _Folder:
     def _in_no_row(self) -> Iterator[str]:
         """Pictures that are under a table and in no row, in whichever way their accents are composed."""
         loose = set(self._loose)
+        # A table of which nothing could be read has a problem of its own.
         for name in filter(is_picture, self._files):
-            if name not in loose and unicodedata.normalize("NFC", name) not in self._seen:
+            if self._seen and name not in loose and unicodedata.normalize("NFC", name) not in self._seen:
                 yield name
 
     def _base(self, split: str, names: Iterable[str]) -> str:
@@ -413,7 +426,8 @@ def _has_columns(where: str, columns: list[str], complain: Complain) -> bool:
     if all(columns.count(column) == 1 for column in _COLUMNS):
         return True
     got = ", ".join(map(repr, columns)) or "none"
-    complain(Problem(where, f"expected the columns file_name and text, once each, got {got:.500}"))
+    what = f"expected the columns file_name and text, once each{which_columns(columns)}, got {got:.500}"
+    complain(Problem(where, what))
     return False
 
 
