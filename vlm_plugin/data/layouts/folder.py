@@ -109,13 +109,12 @@ class _Folder:
         self._said: dict[str, str | None] = {}
         self._in_no_split: set[str] = set()
         self._divide()
-        splits = {self.split_of(name) for name in self._said}
+        splits = {self._split_of(key) for key in self._said}
         named = {split_names.of_folders(within) or ("train" if not self._both else None) for within in empty}
         self.splits: set[str] = (splits | named) - {None} or {"train"}
 
-    def split_of(self, name: str) -> str | None:
-        """The split of a file, named by its path from the root; None if it is left out."""
-        key = _key(name)
+    def _split_of(self, key: str) -> str | None:
+        """The split of a picture, by its path from the root without extension; None if it is left out."""
         said = self._said[key] if key in self._said else self._named_split(key, None)
         return None if key in self._in_no_split else said or (None if self._both else "train")
 
@@ -123,8 +122,8 @@ class _Folder:
         for told_to, problem in self._problems:
             if told_to in (None, split):
                 complain(problem)
-        rows = [key for key in self._rows if self.split_of(key) == split]
-        loose = [name for name in self._loose if self.split_of(name) == split]
+        rows = [key for key in self._rows if self._split_of(key) == split]
+        loose = [name for name in self._loose if self._split_of(_key(name)) == split]
         base = self._base(split, [*rows, *filter(is_picture, loose)])
         for key in rows:
             row = self._rows[key]
@@ -177,7 +176,7 @@ class _Folder:
         if seen and (packed := archives(self._files)) and not self._any_is_there(within, seen):
             what = f"expected the pictures that {names[0]} names, found none of them, but {packed}"
             complain(Problem(str(folder), what, missing=True))
-        self._seen.update(unicodedata.normalize("NFC", within + name) for name in seen)
+        self._seen.update(_composed(within + name) for name in seen)
         return len(self._rows) > before
 
     def _any_is_there(self, within: str, names: Iterable[str]) -> bool:
@@ -223,7 +222,7 @@ class _Folder:
                 ].append(key)
         for name in self._in_no_row():
             groups[
-                self.split_of(name) or "train", "in no row of the table that holds for their folder; left out"
+                self._split_of(_key(name)) or "train", "in no row of the table that holds for their folder; left out"
             ].append(name)
         for (split, what), keys in groups.items():
             number = f"{len(keys)} picture{'' if len(keys) == 1 else 's'}"
@@ -237,8 +236,8 @@ class _Folder:
         """Pictures that are under a table and in no row, in whichever way their accents are composed."""
         loose = set(self._loose)
         # A table of which nothing could be read has a problem of its own.
-        for name in filter(is_picture, self._files):
-            if self._seen and name not in loose and unicodedata.normalize("NFC", name) not in self._seen:
+        for name in self._files if self._seen else ():
+            if name not in self._seen and name not in loose and is_picture(name) and _composed(name) not in self._seen:
                 yield name
 
     def _base(self, split: str, names: Iterable[str]) -> str:
@@ -258,7 +257,11 @@ class _Folder:
 
 def _key(name: str) -> str:
     """What a picture and its captions share: the path without extension."""
-    return _captioned(name) or without_extension(name)
+    return without_extension(name) if is_picture(name) else _captioned(name) or name
+
+
+def _composed(name: str) -> str:
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _tables(folder: Path, names: Sequence[str]) -> list[str]:
