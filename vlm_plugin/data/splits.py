@@ -48,6 +48,11 @@ def open_split(root: str | Path, split: str, complain: Complain = stop) -> Recor
     if made:
         in_test = _held_out([record.key for record in records])
         records = Records(r for r, chosen in zip(records, in_test, strict=True) if chosen == (split == "test"))
+        if others := [name for name in own if name != "train"]:
+            what = (
+                f"found {' and '.join(others)} but no test split: a tenth of train, chosen by name, is the test split"
+            )
+            complain(Problem(str(root), f"expected a test split, {what}", fatal=False, spoken=True))
     if not records and not any(problem.fatal for problem in told):
         complain(Problem(str(root), f"expected at least one picture in the split {split}, found none"))
     return records
