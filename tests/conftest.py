@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
+
+# Before torch is imported, and for processes that tests start: networks of tests are too small to be shared by threads,
+# which wait for each other by spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
