@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vlm_plugin.foreign import foreign
+
 
 class Number(NamedTuple):
     """A number and its spread: the standard deviation of ten equal parts of the pictures, where these hold two each."""
@@ -70,7 +72,7 @@ class Inception(nn.Module):
         except ModuleNotFoundError as error:
             raise ImportError('--inception needs torch-fidelity: in the repository: pip install ".[eval]"') from error
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = foreign(path) or " ".join(str(error).split())[:300]
             raise ValueError(
                 f"--inception {path}: expected torch-fidelity's Inception weights, got {reason}"
             ) from error
