@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlm_plugin.data.captions import counted, natural_key, read_captions
 from vlm_plugin.data.images import central_square, load_image
-from vlm_plugin.evaluation.measure import FOLDS
+from vlm_plugin.evaluation.distances import FOLDS
 from vlm_plugin.features import Features
 from vlm_plugin.files import check_writable, write_text
 from vlm_plugin.matcher.choose import load_matcher, unknown_words

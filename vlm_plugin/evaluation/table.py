@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vlm_plugin.evaluation.captions import Subject
 from vlm_plugin.evaluation.columns import columns_of
-from vlm_plugin.evaluation.distances import Number
-from vlm_plugin.evaluation.measure import FOLDS, Measure
+from vlm_plugin.evaluation.distances import FOLDS, Number
+from vlm_plugin.evaluation.measure import Measure
 from vlm_plugin.evaluation.scorers import Scorers
 
 NO_INCEPTION = "no Inception weights: pass --inception PATH"
