@@ -382,6 +382,19 @@ def test_the_default_device_changes_no_distance() -> None:
         torch.set_default_device(before)
 
 
+@pytest.mark.parametrize(
+    ("notes", "judged"),
+    [({}, True), ({"held_out": {"general_swapped": 0.5}}, True), ({"held_out": {"general_hard": 0.5}}, True),
+     ({"held_out": {"local_r1": 1.0}}, False)],
+)  # fmt: skip
+def test_vlms_of_a_scorer_that_no_wrong_caption_has_judged(notes: dict, judged: bool) -> None:
+    vlm = tiny.build_matcher()
+    vlm.notes.update(notes)
+    records = list(open_split(tiny.birds(), "test"))[:2]
+    table = Table(subject(records, items([1, 1], 2), None), [torch.zeros(2, 3, 32, 32)], Scorers(Named("m.pt", vlm)))
+    assert any(note.startswith("VLMS by m.pt may mean nothing") for note in table.notes) == (not judged)
+
+
 class _Flat(nn.Module):
     num_features = 7
 

@@ -76,6 +76,14 @@ def collate_pairs(samples: Sequence[PairSample]) -> tuple[Batch, Batch]:
     return collate([s.first for s in samples]), collate([s.second for s in samples])
 
 
+def has_wrong_caption(truth: BirdTruth | None, batch: Batch) -> bool:
+    """Whether a batch has a wrong caption to tell a picture's own from; a bird has its swapped one."""
+    if truth is not None:
+        return True
+    differ = torch.tensor([[a != b for b in batch.captions] for a in batch.captions], device="cpu")
+    return bool((differ & ~true_captions_of(truth, batch)).any())
+
+
 def true_captions_of(truth: BirdTruth | None, batch: Batch) -> Tensor:
     """`(B, B)` bool: which pictures satisfy which captions; without attributes, those of one class."""
     if truth is None:
