@@ -142,7 +142,7 @@ def _inception_score(logits: Tensor) -> Number:
         logits: `(M, classes)`, M at least 20.
     """
     scores = []
-    for part in logits[torch.randperm(len(logits))].tensor_split(FOLDS):
+    for part in logits[torch.randperm(len(logits), device="cpu")].tensor_split(FOLDS):
         classes = part.softmax(1)
         divergence = (classes * (part.log_softmax(1) - classes.mean(0, keepdim=True).log())).sum(1)
         scores.append(divergence.mean().exp())

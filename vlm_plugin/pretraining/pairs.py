@@ -64,7 +64,7 @@ class Pairs(Dataset):
         partners = [p for p in self._partners[index] if p != index] or [index]
         first = self.images[index]
         try:
-            return PairSample(first, self.images[partners[int(torch.randint(len(partners), ()))]])
+            return PairSample(first, self.images[partners[int(torch.randint(len(partners), (), device="cpu"))]])
         except BadSampleError as error:
             if not self.skip_bad:
                 raise
