@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlm_plugin import distributed
+from vlm_plugin.checks import is_integer
 from vlm_plugin.data.records import BadSampleError
 
 # Samples drawn in the place of one that cannot be used.
@@ -31,10 +32,10 @@ def check_seed(seed: int) -> int:
     """The seed itself, from 0 to 2 ** 32 - 1: of more, `mix` would hear the lower bits alone.
 
     Raises:
-        ValueError: out of that range.
+        ValueError: no integer of that range.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed: expected a number from 0 to {2**32 - 1}, got {seed}")
+    if not is_integer(seed, 0) or seed >= 2**32:
+        raise ValueError(f"seed: expected a number from 0 to {2**32 - 1}, got {seed!r}")
     return seed
 
 
