@@ -178,7 +178,7 @@ def test_importing_the_drop_in_loads_no_other_room() -> None:
     above = tuple(f"vlm_plugin.{name}" for name, floor in FLOOR.items() if floor > FLOOR["loss"])
     code = (
         "import sys, vlm_plugin; from vlm_plugin import DualVLMLoss, VLM, text_features; "
-        "print([m for m in sys.modules if m.split('.')[0] in ('torchmetrics', 'yaml', 'matplotlib', 'jinja2') "
+        "print([m for m in sys.modules if m.split('.')[0] in ('torchmetrics', 'torchvision', 'nltk', 'yaml', 'matplotlib', 'jinja2') "
         f"or m.startswith({above!r})])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import regex
 import torch
-from nltk.tokenize import RegexpTokenizer
 from torch import Tensor
 
 from vlm_plugin.checks import check_positive
 from vlm_plugin.unpickle import load_pickle
 
+if TYPE_CHECKING:
+    from nltk.tokenize.api import TokenizerI
+
 __all__ = ["END", "UNKNOWN", "Vocabulary"]
 
+# Neither can come out of either tokenizer, so no caption can spell one.
 END = "<end>"
 UNKNOWN = "<unk>"
 MAX_WORDS = 18  # what AttnGAN's and DF-GAN's data settings keep of a caption
@@ -26,8 +30,6 @@ MAX_WORDS = 18  # what AttnGAN's and DF-GAN's data settings keep of a caption
 REMEDY = (
     "use the captions.pickle that came with this text encoder, or pretrain a matcher on this data (vlm-plugin pretrain)"
 )
-# Neither special word can come out of either tokenizer, so no caption can spell one.
-_TOKENIZER = RegexpTokenizer(r"\w+")
 _KEYCAP = r"[0-9#*]\uFE0F?\u20E3"
 # Letters and numbers of the script, not its radicals, which are symbols; also the places that Unicode keeps for more.
 _HAN = (
@@ -378,15 +380,23 @@ def _short(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+@functools.cache
+def _word_tokenizer() -> TokenizerI:
+    # Not at the top: nltk takes as long to import as the rest of the drop-in.
+    from nltk.tokenize import RegexpTokenizer
+
+    return RegexpTokenizer(r"\w+")
+
+
 def _tokens(caption: str, name: str, ascii_only: bool) -> list[str]:
     """The words of a caption that the caller calls `name`."""
     if not isinstance(caption, str):
         raise TypeError(f"{name}: expected a string, got {type(caption).__name__}")
     if caption.isascii():
-        return _TOKENIZER.tokenize(caption.lower())
+        return _word_tokenizer().tokenize(caption.lower())
     if not ascii_only:
         return _unicode_tokens(caption)
-    tokens = _TOKENIZER.tokenize(caption.lower())
+    tokens = _word_tokenizer().tokenize(caption.lower())
     # After splitting: "red\u2014brown" is two words, and dropping the dash first would make it one.
     tokens = [token.encode("ascii", "ignore").decode("ascii") for token in tokens]
     return [token for token in tokens if token]
