@@ -40,7 +40,7 @@ from vlm_plugin.data.records import digest_records
 from vlm_plugin.evaluation.examination import Examination
 from vlm_plugin.evaluation.judge import Judge
 from vlm_plugin.evaluation.painter import Painter
-from vlm_plugin.files import not_finite, write_json
+from vlm_plugin.files import not_finite, read_file, write_json
 from vlm_plugin.gans import run as run_module
 from vlm_plugin.gans.config import RunConfig, parser
 from vlm_plugin.gans.configure import configure
@@ -561,15 +561,21 @@ def assert_broken_down(folder: Path, message: str, step: int, named: str, kept: 
     assert checkpoint(folder)["step"] == kept
     assert not_finite(checkpoint(folder)) is None
     assert not (folder / "evaluation.json").exists()
+    batch = read_file(folder / "bad_batch.pt", "batch")
+    assert batch["step"] == step
+    assert batch["noise"].shape[0] == batch["batch"]["images"].shape[0] == len(batch["batch"]["captions"]) == 4
 
 
 @both
 def test_a_training_that_breaks_down_ends_at_its_log(name: str, tmp_path: Path) -> None:
-    cfg = tiny.config(tmp_path / "tiny.yml", name, generator_lr=1.0e30, steps=6)
-    with pytest.raises(SystemExit) as stop:
-        with_vlm(tmp_path / "runs", cfg, name=name)
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert_broken_down(folder, str(stop.value.code), 1, "discriminator", 0)
+    """Also where fewer steps are left than would end it: the checkpoint before the first bad one stays."""
+    cfg = tiny.config(tmp_path / "tiny.yml", name, generator_lr=1.0e30, steps=4, checkpoint_every=2)
+    for most, step in ((2, 2), (10, 3)):
+        with pytest.raises(SystemExit) as stop:
+            with_vlm(tmp_path / f"runs{most}", cfg, "--max-bad-steps", most, name=name)
+        (folder,) = (tmp_path / f"runs{most}").iterdir()
+        assert_broken_down(folder, str(stop.value.code), step, "discriminator", 0)
+        assert f", as in {step} steps in a row: the training has" in str(stop.value.code)
 
 
 def test_weights_that_break_down_never_reach_the_checkpoint(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def _first_look(training: Run) -> Show:
         write_json(training.config.options(beginning), folder / "options.json")
     if not resumed:
         show.remember("before")
-        save_checkpoint(training.trainer, 0, folder)
+        save_checkpoint(training.trainer, 0, folder, training.bad_steps)
     return show
 
 
