@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tokenize
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -576,6 +576,56 @@ def test_a_training_that_breaks_down_ends_at_its_log(name: str, tmp_path: Path) 
         (folder,) = (tmp_path / f"runs{most}").iterdir()
         assert_broken_down(folder, str(stop.value.code), step, "discriminator", 0)
         assert f", as in {step} steps in a row: the training has" in str(stop.value.code)
+
+
+def poisoned(steps: Collection[int], seen: list[int], signal_at: int = -1) -> type[Trainer]:
+    """A trainer that is given pictures with NaN at some steps."""
+
+    class Poisoned(DFGAN):
+        def step(self, batch, text, step, vlm_loss):
+            seen.append(step)
+            terminate_at(signal_at)(step)
+            images = torch.full_like(batch.images, float("nan")) if step in steps else batch.images
+            return super().step(batch._replace(images=images), text, step, vlm_loss)
+
+    return Poisoned
+
+
+def test_a_bad_step_is_counted_and_passed_over_also_by_a_resumed_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = tiny.config(tmp_path / "tiny.yml")
+    folder = with_vlm(tmp_path / "runs", cfg, build=poisoned({2}, []))
+    assert f"passed over 1 bad steps: see {folder}/log.jsonl" in capsys.readouterr().out
+    rows = Log.read(folder / "log.jsonl")
+    assert [(row["step"], row.get("bad_steps"), row.get("not_finite")) for row in rows] == [
+        (0, None, None), (1, None, None), (2, 1, "pictures"), (3, None, None),
+    ]  # fmt: skip
+    assert checkpoint(folder)["bad_steps"] == {"total": 1, "in_a_row": 0}
+    assert not_finite(checkpoint(folder)) is None
+    assert not (folder / "bad_batch.pt").exists()
+    with pytest.raises(SystemExit):
+        with_vlm(tmp_path / "cut", cfg, build=poisoned({2}, [], signal_at=1))
+    cut = tmp_path / "cut" / "00000-dfgan-vlm"
+    seen: list[int] = []
+    run("--resume", cut, build=poisoned({2}, seen))
+    assert seen == [2, 3]
+    assert_same_run(cut, folder)
+
+
+def test_bad_steps_in_a_row_are_counted_over_a_resume(tmp_path: Path) -> None:
+    cfg = tiny.config(tmp_path / "tiny.yml")
+    with pytest.raises(SystemExit):
+        plain(tmp_path / "runs", cfg, "--max-bad-steps", 2, build=poisoned({2, 3}, [], signal_at=2))
+    folder = tmp_path / "runs" / "00000-dfgan"
+    assert checkpoint(folder)["bad_steps"] == {"total": 1, "in_a_row": 1}
+    with pytest.raises(SystemExit) as stop:
+        run("--resume", folder, build=poisoned({2, 3}, []))
+    assert_broken_down(folder, str(stop.value.code), 3, "pictures, as in 2 steps in a row:", 3)
+    assert "expected a whole number from 1 up, got 0" in refused("--resume", folder, "--max-bad-steps", 0)
+    # Told to bear more, it ends with two of them.
+    run("--resume", folder, "--max-bad-steps", 3, build=poisoned({2, 3}, []))
+    assert checkpoint(folder)["bad_steps"] == {"total": 2, "in_a_row": 2}
 
 
 def test_weights_that_break_down_never_reach_the_checkpoint(tmp_path: Path) -> None:

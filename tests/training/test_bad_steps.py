@@ -28,8 +28,8 @@ both = pytest.mark.parametrize("name", TRAINERS)
 
 
 def build(name: str) -> tuple[Trainer, DualVLMLoss, tuple]:
-    torch.manual_seed(2)
     matcher = VLM.load(tiny.matcher())
+    torch.manual_seed(2)
     model = TRAINERS[name](EasyDict(tiny.settings(name, ema=0.9)), matcher, CPU, torch.float32)
     batch = collate(
         [CaptionedImages(open_split(tiny.birds(), "train"), tiny.SIZE, train=False)[i] for i in (0, 10, 30)]
@@ -138,7 +138,6 @@ def test_a_bad_step_is_passed_over(name: str, poison: Callable) -> None:
         assert not each.guard.report().bad
     assert same(model.state(), twin.state())
     assert not same(model.state()["generator"], before["generator"])
-    assert all(p.requires_grad for network in model.discriminators.values() for p in network.parameters()) or name
 
 
 def test_errors_of_other_kinds_end_the_step() -> None:
@@ -223,7 +222,8 @@ def test_a_flag_of_a_device_is_read_a_step_later(monkeypatch: pytest.MonkeyPatch
 
 
 def test_long_lists_of_names_are_cut() -> None:
-    assert in_words(["a", "b", "a"]) == "a, b"
+    assert in_words(["the gradient of a", "a", "b", "a"]) == "a, b"
+    assert in_words(["the gradient of a"]) == "the gradient of a"
     assert in_words(list("abcdefgh")) == "a, b, c, d, e, f and 2 more"
 
 
@@ -264,7 +264,7 @@ def test_pretraining_stops_after_too_many_also_across_a_kill(tmp_path: Path, mon
     monkeypatch.setattr("vlm_plugin.pretraining.pretrain.step_losses", breaking({2, 3, 4}, "total", []))
     out = tmp_path / "m.vlm.pt"
     with pytest.raises(
-        ValueError, match="epoch 2: .* in the loss of matcher at step 3, as in 2 steps in a row"
+        ValueError, match=r"epoch 2: .* in the loss of matcher at step 3, as in 2 steps in a row"
     ) as stop:
         pretrain(tiny.birds(), out, **RUN, max_bad_steps=2)
     batch = read_file(tmp_path / "m.vlm.pt.bad_batch.pt", "batch")

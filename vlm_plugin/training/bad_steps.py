@@ -27,6 +27,7 @@ MAX_BAD_STEPS = 10  # in a row, before a training stops
 BAD_BATCH = "bad_batch.pt"
 # What errors of torch and of this package say where NaN or infinity came up.
 _NOT_FINITE = re.compile(r"\b(nan|inf|infinity|infinite|((non-?)?finite))\b", re.IGNORECASE)
+_GRADIENT = "the gradient of "
 _NAMED = 6  # names in a message
 
 
@@ -129,7 +130,7 @@ class Guard:
         of = " and ".join(trained) if len(trained) < 3 else "discriminators"
         self._updates += [
             Mark((f"the loss of {of}",), here[1:2]),
-            Mark(tuple(f"the gradient of {name}" for name in named), ~norms.isfinite()),
+            Mark(tuple(f"{_GRADIENT}{name}" for name in named), ~norms.isfinite()),
             Mark((f"running statistics in the step of {of}",), here[2:].any()[None]),
         ]
         self.bad = anywhere.any() | ~norms.isfinite().all()
@@ -331,8 +332,8 @@ def says_not_finite(error: Exception) -> bool:
 
 
 def in_words(names: list[str]) -> str:
-    """Names for a message: the first ones, each once."""
-    unique = list(dict.fromkeys(names))
+    """Names for a message: the first ones, each once; gradients only where nothing else is, for they come of it."""
+    unique = list(dict.fromkeys(name for name in names if not name.startswith(_GRADIENT)) or dict.fromkeys(names))
     return ", ".join(unique[:_NAMED]) + (f" and {len(unique) - _NAMED} more" if len(unique) > _NAMED else "")
 
 
