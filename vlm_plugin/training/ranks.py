@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vlm_plugin import distributed
+from vlm_plugin.training.failures import stop_listening
 
 # How long ranks wait for one of them.
 _PATIENCE = datetime.timedelta(hours=3)
@@ -27,6 +28,9 @@ def join_ranks(device: torch.device) -> None:
 def leave_ranks() -> None:
     """Wait for every rank and part from them; does nothing with a single process."""
     if distributed.world_size() > 1:
+        dist.barrier()
+        stop_listening()
+        # The store goes with rank 0: none of the others may still listen.
         dist.barrier()
         dist.destroy_process_group()
 
