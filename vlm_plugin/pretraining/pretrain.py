@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_plugin.data import CaptionedImages
 from vlm_plugin.data.dataset import Batch
@@ -40,12 +40,22 @@ from vlm_plugin.pretraining.start import (
     open_splits,
     train_mode,
 )
+from vlm_plugin.training.bad_steps import (
+    BAD_BATCH,
+    BadSteps,
+    Guard,
+    Taken,
+    in_words,
+    load_optimizer,
+    optimizer_for,
+    save_batch,
+)
 from vlm_plugin.training.device import choose_device, choose_precision
 from vlm_plugin.training.ranks import progress
 from vlm_plugin.training.skipped import LeftOut
 from vlm_plugin.training.stream import Stream, endless_batches, mix
 
-STEPS_PER_LOOK = 10  # the losses are shown, and checked to be finite, every so many steps
+STEPS_PER_LOOK = 10  # the losses are shown every so many steps
 
 
 def pretrain(data: str | Path, out: str | Path, **options: object) -> VLM:
@@ -126,7 +136,11 @@ class Pretraining:
         self.steps = max(len(splits.train) // settings.batch, 1)  # of an epoch
         self.trained = [parameter for parameter in vlm.parameters() if parameter.requires_grad]
         rate, total = settings.learning_rate, settings.epochs * self.steps + 1
-        self.optimizer = torch.optim.AdamW(self.trained, lr=rate, weight_decay=1e-4, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=rate, weight_decay=1e-4, betas=(0.9, 0.98), **optimizer_for(vlm.device)
+        )
+        self.guard = Guard(vlm.device, {"matcher": vlm})
+        self.bad_steps = BadSteps(settings.max_bad_steps, None if state is None else state.get("bad_steps"))
         # A tenth of warm-up, and one step at least (with none OneCycleLR divides by zero).
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, rate, total_steps=total, pct_start=max(0.1, 2 / total)
@@ -160,6 +174,8 @@ class Pretraining:
         finished = VLM.load(self.out)
         state_file_of(self.out).unlink(missing_ok=True)
         self.left_out.report()
+        if self.bad_steps.total:
+            print(f"passed over {self.bad_steps.total} steps with NaN or infinity", flush=True)
         print(f"wrote {self.out}", flush=True)
         return finished
 
@@ -219,34 +235,62 @@ class Pretraining:
         for number, (first, second) in enumerate(bar):
             self.left_out.add([*first.skipped, *second.skipped])
             self.learned = self.learned or has_wrong_caption(self.splits.truth, first)
-            terms = self._step(first, second, mix(self.settings.seed, epoch * self.steps + number, 2))
-            if number % STEPS_PER_LOOK == 0:
-                self._check_finite(terms)
+            step, shown = epoch * self.steps + number, {}
+            terms = self._step(step, first, second)
+            looking, last = number % STEPS_PER_LOOK == 0, number == self.steps - 1
+            taken = Taken(step, self.guard.report(), (first, second))
+            for seen in self.bad_steps.look(taken, taken.report.bad, now=looking or last):
+                if self.bad_steps.too_many:
+                    raise self._broken_down(seen)
+            # An epoch without a sound step has trained nothing.
+            if last and self.bad_steps.in_a_row >= self.steps:
+                raise self._broken_down(taken)
+            if looking:
                 shown = {name: f"{float(value):.2f}" for name, value in terms.items()}
-                bar.set_postfix(shown | ({"left out": len(self.left_out.names)} if self.left_out.names else {}))
-        self._check_finite(self.vlm.state_dict())
+                counts = {"left out": len(self.left_out.names), "bad steps": self.bad_steps.total}
+                bar.set_postfix({**shown, **{name: count for name, count in counts.items() if count}})
+        if name := not_finite(self.vlm.state_dict()):
+            raise self._broken_down(taken, name)
 
-    def _step(self, first: Batch, second: Batch, seed: int) -> dict[str, Tensor]:
-        """One step of the optimizer; returns the terms of the loss."""
+    def _step(self, step: int, first: Batch, second: Batch) -> dict[str, Tensor]:
+        """One step of the optimizer, or none; returns the terms of the loss."""
+        seed = mix(self.settings.seed, step, 2)
         # Dropout draws from the global randomness: it too must not know whether the run was interrupted.
         torch.manual_seed(seed)
-        losses = step_losses(self.vlm, first, second, self.splits.truth, self.vlm.device, self.dtype, seed)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
+        images, others = self.guard.begin(first.images, second.images)
+        first, second = first._replace(images=images), second._replace(images=others)
+        terms: dict[str, Tensor] = {}
+        try:
+            losses = step_losses(self.vlm, first, second, self.splits.truth, self.vlm.device, self.dtype, seed)
+            terms = losses.terms
+            self.guard.note(terms)
+            self.guard.update(self.optimizer, losses.total, {"matcher": self.vlm}, clip=1.0)
+        except (ValueError, ArithmeticError, RuntimeError) as error:
+            self.guard.abandon(error)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.step()
+        # The rates are those of the step's number, whatever became of it.
         self.schedule.step()
-        return losses.terms
+        return terms
 
-    def _check_finite(self, content: Mapping[str, Tensor]) -> None:
-        """End the run before its files are overwritten, where a value is NaN or infinite."""
-        if name := not_finite(content):
-            done = self.epochs_done
-            raise ValueError(
-                f"epoch {done + 1}: expected finite numbers, got NaN or infinity in {name}: the training has broken "
-                f"down. {f'{state_file_of(self.out)} stays as it was after epoch {done}; ' if done else ''}"
-                "begin a run with a lower --learning-rate and another --out"
-            )
+    def _broken_down(self, taken: Taken, name: str | None = None) -> ValueError:
+        """What ends the run before its files are overwritten; the step's batch is written.
+
+        Args:
+            taken: the step.
+            name: of what is NaN or infinite; what the guard found in the step when left out.
+        """
+        names = taken.report.names() if name is None else [name]
+        first, second = taken.content
+        path, done = self.out.with_name(f"{self.out.name}.{BAD_BATCH}"), self.epochs_done
+        seed = {"seed": mix(self.settings.seed, taken.step, 2)}
+        save_batch(path, taken.step, names, seed, batch=first, positives=second)
+        return ValueError(
+            f"epoch {done + 1}: expected finite numbers, got NaN or infinity in {in_words(names)} at step {taken.step}"
+            f"{self.bad_steps.words()}: the training has broken down. "
+            f"{f'{state_file_of(self.out)} stays as it was after epoch {done}; ' if done else ''}"
+            f"begin a run with a lower --learning-rate and another --out. {path} has the step's pictures and captions"
+        )
 
     def _judge_epoch(self, epoch: int, evaluate: Evaluator, ceiling: float) -> None:
         """Look at the held-out split, say what was found, and keep the weights unless there were better ones before."""
@@ -280,11 +324,12 @@ class Pretraining:
             "settings": self.record, "pictures": self.splits.digest, "vlm": self.vlm.state_dict(),
             "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
             "best": self.best, "epoch": self.epochs_done, "skip_bad": self.settings.skip_bad, "learned": self.learned,
+            **self.bad_steps.counts(),
         }  # fmt: skip
 
     def _go_on(self, state: dict[str, Any]) -> None:
         self.vlm.load_state_dict(state["vlm"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.best, self.epochs_done = state["best"], state["epoch"]
         self.learned = state.get("learned", True)  # an earlier release wrote the matcher at once

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlm_plugin.checks import is_integer
+from vlm_plugin.training.bad_steps import MAX_BAD_STEPS, check_max_bad_steps
 from vlm_plugin.training.stream import check_seed
 
 
@@ -58,6 +59,9 @@ class PretrainSettings:
     """Leave out pictures that cannot be read, and those without a caption of known words, and list them in `out` +
     ".skipped.txt". A run that began so goes on so."""
 
+    max_bad_steps: int = MAX_BAD_STEPS
+    """As many steps in a row with NaN or infinity end the training, from 1 up; fewer are passed over."""
+
     # ---- on what, and what is written
     device: str | None = None
     """Where to compute, "cuda" or "cpu"; the GPU when left out, where there is one."""
@@ -93,5 +97,6 @@ def filled_in(settings: PretrainSettings) -> PretrainSettings:
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf):
         raise ValueError(f"learning_rate: expected a number above 0, got {rate!r}")
     check_seed(settings.seed)
+    check_max_bad_steps(settings.max_bad_steps, MAX_BAD_STEPS)
     left_out = {name: v for name, v in DEFAULTS[encoder]._asdict().items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, encoder=encoder, **left_out)

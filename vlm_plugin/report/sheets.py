@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,6 +76,8 @@ def loss_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    # A step that was passed over has not all of them.
+    rows = [row for row in rows if "not_finite" not in row] or rows
     terms = [name for name in rows[-1] if f"floor_{name}" in rows[-1]]
     panels = [("adversarial", [n for n in ("discriminator", "generator", "penalty", "kl") if n in rows[-1]])]
     if damsm := [name for name in rows[-1] if name.startswith("damsm_")]:
@@ -86,9 +89,10 @@ def loss_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
     steps = [row["step"] for row in rows]
     for axis, (title, names) in zip(axes[0], panels, strict=True):
         for colour, name in zip(_COLOURS, names, strict=False):
-            axis.plot(steps, [row[name] for row in rows], color=colour, label=name, linewidth=1.4)
+            curve, floor = ([row.get(key, math.nan) for row in rows] for key in (name, f"floor_{name}"))
+            axis.plot(steps, curve, color=colour, label=name, linewidth=1.4)
             if f"floor_{name}" in rows[-1]:
-                axis.plot(steps, [row[f"floor_{name}"] for row in rows], color=colour, linestyle="--", linewidth=1)
+                axis.plot(steps, floor, color=colour, linestyle="--", linewidth=1)
         axis.set_title(title + (" (dashed: real pairs)" if len(names) and names[0] in terms else ""), fontsize=10)
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0 if title != "adversarial" else None)
