@@ -63,7 +63,8 @@ def read_damsm(
         (text_encoder, text_state, text_encoder_path),
     ):
         try:
-            network.load_state_dict(state)
+            # Of the file's type, whatever a host has made the default.
+            network.float().load_state_dict(state)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{path}: not a published DAMSM encoder: {reason}") from None

@@ -236,6 +236,7 @@ class Vocabulary:
             rows.append(self._ids_of(tokens, caption, name, max_words, generator))
             if words is not None:
                 words += tokens
+        # On the CPU, whatever a host has made the default device.
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64, device="cpu")
         tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64, device="cpu")
         for i, row in enumerate(rows):
