@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vlm_plugin.files import open_file
+
 __all__ = ["load_pickle"]
 
 _CONTENT = "lists, tuples, dicts, sets, strings, bytes, numbers, None and numpy arrays"
@@ -264,7 +266,7 @@ def load_pickle(path: str | os.PathLike[str]) -> object:
             pickle at all.
     """
     name = os.fspath(path)
-    with open(name, "rb") as file:
+    with open_file(name) as file:
         try:
             try:
                 return _load(file, "ASCII")

@@ -33,8 +33,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "wide").write_bytes("a caption".encode("utf-16"))
-    for name in ("nothing", "folder", "file/below"):
-        with pytest.raises(FileNotFoundError, match=f"{name}: expected a text file, found no such file"):
+    for name, found in {"nothing": "no such file", "folder": "a folder", "file/below": "no such file"}.items():
+        with pytest.raises(FileNotFoundError, match=f"{name}: expected a text file, found {found}"):
             read_text(tmp_path / name, stop)
     with pytest.raises(ValueError, match=r"n: expected a text file, but reading it failed \(File name too long\)"):
         read_text(tmp_path / ("n" * 300), stop)

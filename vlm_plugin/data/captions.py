@@ -12,6 +12,7 @@ from pathlib import Path
 from vlm_plugin.data.records import Problem, stop
 from vlm_plugin.data.tables import BrokenTableError, csv_rows, lines_of
 from vlm_plugin.data.text import LINE_END, PICTURE_EXTENSIONS, checked_name, is_picture, read_text
+from vlm_plugin.files import check_folder
 
 # The extensions of tables; any other file has one caption a line.
 TABLES = (".csv", ".tsv", ".jsonl", ".json")
@@ -72,12 +73,16 @@ def list_pictures(folder: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such folder.
+        OSError: it, or a folder in it, cannot be listed.
         ValueError: there are no pictures in it.
     """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: expected a folder of pictures, found no such folder")
+    check_folder(folder, "a folder of pictures")
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     names = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found = (name for name in files if is_picture(name) and not name.startswith("."))
         names += [Path(parent, name).relative_to(folder).as_posix() for name in found]

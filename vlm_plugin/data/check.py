@@ -216,9 +216,10 @@ def _sheet_file(root: Path, out: Path | None) -> Path:
 
     Never into the data folder: a .png is a picture there, and a .txt holds captions.
     """
-    folder = root.resolve()
+    # Not resolve(), which raises at a link that leads around.
+    folder = Path(os.path.realpath(root))
     sheet = Path(f"data-check-{folder.name}.png") if out is None else out
-    if out is None and folder in sheet.resolve().parents:
+    if out is None and folder in Path(os.path.realpath(sheet)).parents:
         return folder.parent / sheet
     if sheet.suffix.lower() != ".png":
         raise ValueError(f"--out {sheet}: expected the name of a .png file")
@@ -237,10 +238,9 @@ def _look_at(record: Record) -> _Look:
     path, box = record.image, record.box
     try:
         load_image(path, box)
-    except MissingPictureError:
-        return _Look(None, 0, [Finding("missing files", str(path), "expected a picture, found no such file", True)])
     except BadSampleError as error:
-        return _Look(None, 0, [Finding(_kind(path), str(path), str(error).removeprefix(f"{path}: "), True)])
+        kind = "missing files" if isinstance(error, MissingPictureError) else _kind(path)
+        return _Look(None, 0, [Finding(kind, str(path), str(error).removeprefix(f"{path}: "), True)])
     with Image.open(path) as image:
         width, height = image.size
         notes = _treatment(image)

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from vlm_plugin.data.records import BadSampleError, MissingPictureError, bad
-from vlm_plugin.files import writing
+from vlm_plugin.files import open_file, refusal, writing
 
 # Pillow's modes whose pixels may be transparent.
 MODES_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -48,18 +48,17 @@ def load_image(path: Path, box: tuple[float, float, float, float] | None = None)
 
     Raises:
         MissingPictureError: there is no such file.
-        BadSampleError: the file cannot be read as a picture, has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (refused
-            before any is decoded) or floating-point values, or the box lies outside it. The message names the file.
+        BadSampleError: the file cannot be opened or read as a picture, has more than `PIL.Image.MAX_IMAGE_PIXELS`
+            pixels (refused before any is decoded) or floating-point values, or the box lies outside it. The message
+            names the file.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_file(path) as file:
             image = _read(path, file)
-    except (FileNotFoundError, NotADirectoryError):
-        raise bad(path, "expected a picture, found no such file", MissingPictureError) from None
-    except IsADirectoryError:
-        raise bad(path, "expected a picture, found a folder") from None
-    except PermissionError as error:
-        raise bad(path, f"expected a picture that may be read, got {error.strerror}") from None
+    except OSError as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        kind = MissingPictureError if missing else BadSampleError
+        raise bad(path, f"expected a picture, {refusal(error)}", kind) from None
     if box is not None:
         image = image.crop(_around(path, box, image.width, image.height))
     return image

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from vlm_plugin.data.records import Complain, Problem
+from vlm_plugin.files import open_file, refusal
 
 # In lower case; the first are preferred where several pictures would fit.
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -84,14 +85,19 @@ def without_extension(name: str) -> str:
     return os.path.splitext(name)[0] if is_picture(name) else name
 
 
+def folder_of_that_name(stem: Path) -> Path | None:
+    """A folder that is called like a picture, by the picture's path without extension; None where there is none."""
+    folders = (stem.with_name(stem.name + extension) for extension in PICTURE_EXTENSIONS)
+    return next((folder for folder in folders if os.path.isdir(folder)), None)
+
+
 def _read(path: Path, expected: str, complain: Complain) -> str | None:
     try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        complain(Problem(str(path), f"expected {expected}, found no such file", missing=True))
-        return None
+        with open_file(path) as file:
+            content = file.read()
     except OSError as error:
-        complain(Problem(str(path), f"expected {expected}, but reading it failed ({error.strerror})"))
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError)) or os.path.isdir(path)
+        complain(Problem(str(path), f"expected {expected}, {refusal(error)}", missing=missing))
         return None
     if b"\0" in content:
         complain(Problem(str(path), f"expected {expected}, got NUL bytes, as UTF-16 and binary files have them"))

@@ -18,6 +18,7 @@ from typing import TypeGuard
 
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
 from vlm_plugin.data.text import checked_name, read_text, without_extension
+from vlm_plugin.files import lies_at
 
 __all__ = ["LAYOUT", "coco_splits", "is_coco", "read_coco"]
 
@@ -95,7 +96,7 @@ def _find_files(root: Path) -> dict[str, dict[str, Path]]:
     files: dict[str, dict[str, Path]] = {}
     for path in sorted((root / "annotations").glob("captions_*.json")):
         match = _CAPTIONS.fullmatch(path.name)
-        if match and path.is_file():
+        if match and lies_at(path):
             files.setdefault(match[1], {})[match[2]] = path
     return files
 

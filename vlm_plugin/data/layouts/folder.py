@@ -23,7 +23,16 @@ from typing import NamedTuple
 
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
 from vlm_plugin.data.tables import BrokenTableError, csv_rows, lines_of
-from vlm_plugin.data.text import LINE_END, caption_lines, checked_name, is_picture, read_text, without_extension
+from vlm_plugin.data.text import (
+    LINE_END,
+    caption_lines,
+    checked_name,
+    folder_of_that_name,
+    is_picture,
+    read_text,
+    without_extension,
+)
+from vlm_plugin.files import lies_at
 
 __all__ = ["LAYOUT", "folder_splits", "is_folder", "read_folder"]
 
@@ -117,7 +126,7 @@ def _named_folders(root: Path) -> dict[str, list[Path]]:
 
 
 def _tables(folder: Path) -> list[Path]:
-    return [folder / name for name in _TABLES if (folder / name).is_file()]
+    return [folder / name for name in _TABLES if lies_at(folder / name)]
 
 
 def _holds_pictures(folder: Path) -> bool:
@@ -151,7 +160,7 @@ def _walk(
         with os.scandir(here) as entries:
             for entry in entries:
                 if not entry.name.startswith("."):
-                    (inner if entry.is_dir() else files).append(entry.name)
+                    (inner if _is_folder(entry) else files).append(entry.name)
     except OSError as error:
         complain(Problem(str(here), f"expected a folder of pictures, but listing it failed ({error.strerror})"))
         return
@@ -160,6 +169,13 @@ def _walk(
         # A link to a folder above would lead around for ever.
         if os.path.realpath(here / name) not in trail:
             yield from _walk(folder, complain, f"{within}{name}/", trail)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads around, say: whoever opens it says so
+        return False
 
 
 def _read_pairs(folder: Path, complain: Complain) -> Iterator[Record]:
@@ -175,7 +191,9 @@ def _read_pairs(folder: Path, complain: Complain) -> Iterator[Record]:
         key = _captioned(name)
         if key is None:
             continue
-        if key not in pictures:
+        if key not in pictures and (other := folder_of_that_name(folder / key)) is not None:
+            complain(Problem(str(other), "expected a picture, found a folder", picture=True))
+        elif key not in pictures:
             what = "expected a picture of the same name beside the captions, found none"
             complain(Problem(str(folder / name), what, fatal=False))
         elif (other := texts.setdefault(key, name)) != name:

@@ -26,6 +26,7 @@ import numpy as np
 from vlm_plugin.data.layouts.cub import Box, read_boxes, read_names
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
 from vlm_plugin.data.text import PICTURE_EXTENSIONS, caption_lines, checked_name, is_picture, without_extension
+from vlm_plugin.files import lies_at, refusal
 from vlm_plugin.unpickle import load_pickle
 
 __all__ = ["LAYOUT", "is_originals", "originals_splits", "read_originals"]
@@ -149,7 +150,8 @@ def _preference(name: str) -> tuple[int, bool, str]:
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """Folders of the splits by the splits' names."""
-    folders = {path.parent.name: path.parent for path in root.glob("*/filenames.pickle") if path.is_file()}
+    # Not glob("*/filenames.pickle"), which passes over a link that leads nowhere.
+    folders = {path.name: path for path in root.glob("*") if lies_at(path / "filenames.pickle")}
     for name, others in _OTHER_NAMES.items():
         for other in others:
             if other in folders and name not in folders:
@@ -184,7 +186,7 @@ def _read_list(path: Path, expected: str, complain: Complain) -> list[object] | 
     try:
         content = load_pickle(path)
     except OSError as error:
-        complain(Problem(str(path), f"expected {expected}, but reading it failed ({error.strerror})"))
+        complain(Problem(str(path), f"expected {expected}, {refusal(error)}"))
         return None
     except ValueError as error:
         complain(Problem(str(path), str(error).removeprefix(f"{path}: ")))
@@ -208,7 +210,7 @@ def _python_2_text(name: object) -> object:
 
 def _read_class_ids(path: Path, count: int, complain: Complain) -> list[int] | list[None]:
     none = [None] * count
-    if not path.is_file():
+    if not lies_at(path):
         return none
     content = _read_list(path, "a list of integers", complain)
     if content is None:
@@ -232,10 +234,10 @@ def _is_class_id(value: object) -> bool:
 def _read_boxes(folder: Path, complain: Complain) -> dict[str, Box | None] | None:
     """Boxes by key, None for a picture whose box is not good; None for all without usable files."""
     names_path, boxes_path = folder / "images.txt", folder / "bounding_boxes.txt"
-    if not names_path.exists() and not boxes_path.exists():
+    if not lies_at(names_path) and not lies_at(boxes_path):
         return None
     for path, other in ((names_path, boxes_path), (boxes_path, names_path)):
-        if not path.is_file():
+        if not lies_at(path):
             what = f"expected beside {other.name}, found none (for no boxes, remove both)"
             complain(Problem(str(path), what, missing=True))
             return None
