@@ -32,7 +32,7 @@ def test_other_text_is_read_as_latin_1_and_said_to_be(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    (tmp_path / "wide").write_bytes("a caption".encode("utf-16"))
+    (tmp_path / "wide").write_bytes("a caption".encode("utf-16-le"))
     for name, found in {"nothing": "no such file", "folder": "a folder", "file/below": "no such file"}.items():
         with pytest.raises(FileNotFoundError, match=f"{name}: expected a text file, found {found}"):
             read_text(tmp_path / name, stop)

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from vlm_plugin.data.encoding import decode
 from vlm_plugin.data.records import Complain, Problem
 from vlm_plugin.files import open_file, refusal
 
@@ -17,12 +18,12 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def read_text(path: Path, complain: Complain) -> str | None:
-    """Reads a text file as UTF-8 (a byte order mark is dropped), or as Latin-1 where it is not valid UTF-8.
+    """Reads a text file as UTF-8 (or what its byte order mark says), or as Latin-1 where it has a few accents of that.
 
     Args:
         path: the file.
-        complain: called with a missing or unreadable file, one that is no text (fatal), and one that is not UTF-8 (not
-            fatal).
+        complain: called with a missing or unreadable file, one that is no text or of another encoding (fatal), and one
+            that is Latin-1 (not fatal).
 
     Returns:
         The text with its line ends as they are, None after a fatal problem.
@@ -99,15 +100,11 @@ def _read(path: Path, expected: str, complain: Complain) -> str | None:
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError)) or os.path.isdir(path)
         complain(Problem(str(path), f"expected {expected}, {refusal(error)}", missing=missing))
         return None
-    if b"\0" in content:
-        complain(Problem(str(path), f"expected {expected}, got NUL bytes, as UTF-16 and binary files have them"))
-        return None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        what = f"expected UTF-8, got byte 0x{content[error.start]:02x} at position {error.start}; it is read as Latin-1"
-        complain(Problem(str(path), what, fatal=False))
-        return content.decode("latin-1")
+    text, problem = decode(content)
+    if problem is not None:
+        what = problem if problem.startswith("expected") else f"expected {expected}, {problem}"
+        complain(Problem(str(path), what, fatal=text is None))
+    return text
 
 
 def _is_file_name(text: str) -> bool:
