@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vlm_plugin.data.records import Problem, stop
-from vlm_plugin.data.tables import BrokenTableError, csv_rows, lines_of
+from vlm_plugin.data.tables import BrokenTableError, captions_in, csv_rows, lines_of
 from vlm_plugin.data.text import LINE_END, PICTURE_EXTENSIONS, checked_name, is_picture, read_text
 from vlm_plugin.files import check_folder
 
@@ -114,7 +114,7 @@ def _entries(path: Path, text: str) -> _Entries:
 def _csv(path: Path, text: str, delimiter: str) -> _Entries:
     rows = csv_rows(text, delimiter)
     try:
-        header = [name.strip() for name in next(rows, (0, []))[1]]
+        header = next(rows, (0, []))[1]
         title = "caption" if "caption" in header else "text"
         if "file_name" not in header or title not in header:
             raise ValueError(f"{path}: expected a header with file_name and caption (or text), got {header!r:.200}")
@@ -122,9 +122,17 @@ def _csv(path: Path, text: str, delimiter: str) -> _Entries:
             where = f"{path}, line {line}"
             if len(row) != len(header):
                 raise ValueError(f"{where}: expected {len(header)} fields as in the header, got {len(row)}")
-            yield where, row[header.index("file_name")], row[header.index(title)]
+            yield where, row[header.index("file_name")], _single(where, row[header.index(title)])
     except BrokenTableError as error:
         raise ValueError(f"{path}, line {error.last}: expected a table, but reading it failed ({error})") from None
+
+
+def _single(where: str, cell: str) -> str:
+    """The caption of a cell that may hold a list of one."""
+    captions = captions_in(cell)
+    if captions is None or len(captions) > 1:
+        raise ValueError(f"{where}: expected one caption, got a list of several or a broken one: {cell!r:.80}")
+    return captions[0] if captions else ""
 
 
 def _json_lines(path: Path, text: str) -> _Entries:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
-from vlm_plugin.data.tables import BrokenTableError, csv_rows, lines_of
+from vlm_plugin.data.tables import BrokenTableError, captions_in, csv_rows, lines_of
 from vlm_plugin.data.text import (
     LINE_END,
     caption_lines,
@@ -72,7 +72,7 @@ def read_folder(root: str | Path, split: str, complain: Complain = stop) -> Iter
 
     Yields:
         The split's pictures: in the order of their first rows, or, without a table, sorted by path. The rows of one
-        picture are its captions in this order; a row of metadata.jsonl may hold a list of them. Line ends inside a
+        picture are its captions in this order; a row may hold a list of them. Line ends inside a
         caption become spaces. `class_id` and `box` are None.
 
     Raises:
@@ -221,7 +221,7 @@ def _read_table(path: Path, complain: Complain) -> Iterator[Record]:
     rows = _csv_rows if path.suffix == ".csv" else _json_rows
     for row in rows(path, content, complain):
         name = checked_name(row.where, row.file_name, complain)
-        texts = [row.text] if isinstance(row.text, str) else row.text
+        texts = captions_in(row.text) if isinstance(row.text, str) else row.text
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             what = f"expected a text that is a string or a list of strings, got {row.text!r:.200}"
             complain(Problem(row.where, what, picture=True))
