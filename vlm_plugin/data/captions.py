@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlm_plugin.data.records import Problem, stop
 from vlm_plugin.data.tables import BrokenTableError, captions_in, csv_rows, lines_of
-from vlm_plugin.data.text import LINE_END, PICTURE_EXTENSIONS, checked_name, is_picture, read_text
+from vlm_plugin.data.text import LINE_END, PICTURE_EXTENSIONS, checked_name, is_picture, is_unread, read_text
 from vlm_plugin.files import check_folder
 
 # The extensions of tables; any other file has one caption a line.
@@ -81,13 +81,23 @@ def list_pictures(folder: str | Path) -> list[str]:
     def refuse(error: OSError) -> None:
         raise error
 
-    names = []
+    names: list[str] = []
+    unread: list[str] = []
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found = (name for name in files if is_picture(name) and not name.startswith("."))
-        names += [Path(parent, name).relative_to(folder).as_posix() for name in found]
+        for name in files:
+            if is_picture(name) and not name.startswith("."):
+                within = Path(parent, name).relative_to(folder).as_posix()
+                (unread if is_unread(name) else names).append(within)
+    kinds = ", ".join(sorted({os.path.splitext(name)[1].lower() for name in unread}))
     if not names:
-        raise ValueError(f"{folder}: expected pictures ({', '.join(PICTURE_EXTENSIONS)}), found none")
+        found = f"only {counted(unread, 'picture')} that Pillow does not read here ({kinds})" if unread else "none"
+        raise ValueError(
+            f"{folder}: expected pictures ({', '.join(PICTURE_EXTENSIONS)} or what else Pillow reads), found {found}"
+        )
+    if unread:
+        what = f"{counted(unread, 'picture')} passed over that Pillow does not read here ({kinds})"
+        warnings.warn(f"{folder}: {what}: convert them to PNG or JPEG", stacklevel=2)
     return sorted(names, key=natural_key)
 
 

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from vlm_plugin.data.contact_sheet import contact_sheet
 from vlm_plugin.data.dataset import CaptionedImages
-from vlm_plugin.data.images import MODES_WITH_ALPHA, load_image, orientation, to_image
+from vlm_plugin.data.images import MODES_WITH_ALPHA, load_image, open_picture, orientation, to_image
 from vlm_plugin.data.layouts import find_layout
 from vlm_plugin.data.records import BadSampleError, MissingPictureError, Problem, Record, Records
 from vlm_plugin.data.splits import list_splits, open_split
-from vlm_plugin.files import write_text
+from vlm_plugin.files import open_file, write_text
 from vlm_plugin.matcher.vocabulary import END, MAX_WORDS, Vocabulary
 from vlm_plugin.terminal import check_outside
 
@@ -241,7 +241,7 @@ def _look_at(record: Record) -> _Look:
     except BadSampleError as error:
         kind = "missing files" if isinstance(error, MissingPictureError) else _kind(path)
         return _Look(None, 0, [Finding(kind, str(path), str(error).removeprefix(f"{path}: "), True)])
-    with Image.open(path) as image:
+    with open_file(path) as file, open_picture(file) as image:
         width, height = image.size
         notes = _treatment(image)
         if orientation(image) >= 5:  # a quarter turn

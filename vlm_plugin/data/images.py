@@ -10,7 +10,10 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from vlm_plugin.data.encoding import sent_instead
+from vlm_plugin.data.png import without_notes
 from vlm_plugin.data.records import BadSampleError, MissingPictureError, bad
+from vlm_plugin.data.text import is_unread
 from vlm_plugin.files import open_file, refusal, writing
 
 # Pillow's modes whose pixels may be transparent.
@@ -129,25 +132,75 @@ def as_written(pictures: Tensor) -> Tensor:
     return from_bytes(to_bytes(pictures))
 
 
+def open_picture(file: BinaryIO) -> Image.Image:
+    """`PIL.Image.open`, also for a PNG with more text or a larger colour profile than Pillow takes.
+
+    Pillow's limits are the process's: they stay as they are, for the host and its other threads.
+
+    Args:
+        file: stays open as long as the picture is used.
+
+    Raises:
+        Exception: whatever Pillow raises.
+    """
+    try:
+        return Image.open(file)
+    except ValueError:
+        bare = without_notes(file)
+        if bare is None:
+            raise
+        return Image.open(bare)
+
+
 def _read(path: Path, file: BinaryIO) -> Image.Image:
     limit = Image.MAX_IMAGE_PIXELS
     try:
-        with Image.open(file) as image:
-            # Up to twice its limit PIL itself only warns.
-            if limit is not None and image.width * image.height > limit:
-                raise bad(path, f"expected a picture of at most {limit} pixels, got {image.width} x {image.height}")
-            # First, for EXIF can lie behind the pixels, and `orientation` makes little of errors.
-            image.load()
-            return _rgb(path, _upright(image))
+        try:
+            return _decoded(path, open_picture(file))
+        except BadSampleError:
+            raise
+        except ValueError:
+            # Texts may lie behind the pixels as well.
+            bare = without_notes(file)
+            if bare is None:
+                raise
+            return _decoded(path, Image.open(bare))
     except BadSampleError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise bad(path, f"expected a picture of at most {limit} pixels, got more ({error})") from None
     except UnidentifiedImageError:
-        raise bad(path, "expected a picture, got a file of no format that Pillow knows") from None
+        raise bad(path, f"expected a picture, got {_unknown(path, file)}") from None
     # A damaged picture can fail with many types of exception, SyntaxError and struct.error among them.
     except Exception as error:
         raise bad(path, f"expected a picture, but reading it failed ({type(error).__name__}: {error})") from error
+
+
+def _decoded(path: Path, image: Image.Image) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS
+    with image:
+        # A camera's raw picture, of which Pillow would show the thumbnail.
+        if image.format == "TIFF" and is_unread(Path(path).name):
+            raise bad(path, f"expected a picture, got {_unread(path)}")
+        # Up to twice its limit PIL itself only warns.
+        if limit is not None and image.width * image.height > limit:
+            raise bad(path, f"expected a picture of at most {limit} pixels, got {image.width} x {image.height}")
+        # First, for EXIF can lie behind the pixels, and `orientation` makes little of errors.
+        image.load()
+        return _rgb(path, _upright(image))
+
+
+def _unknown(path: Path, file: BinaryIO) -> str:
+    """What a file is that Pillow does not know."""
+    file.seek(0)
+    head = file.read(2048)
+    if is_unread(Path(path).name) and head and not sent_instead(head):
+        return _unread(path)
+    return sent_instead(head) or ("a file of no format that Pillow knows" if head else "an empty file")
+
+
+def _unread(path: Path) -> str:
+    return f"a {Path(path).suffix} file, which Pillow does not read here: convert it to PNG or JPEG"
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -6,12 +6,23 @@ import os
 import re
 from pathlib import Path
 
+from PIL import Image
+
 from vlm_plugin.data.encoding import decode
 from vlm_plugin.data.records import Complain, Problem
 from vlm_plugin.files import open_file, refusal
 
-# In lower case; the first are preferred where several pictures would fit.
+# In lower case; the first are preferred where several pictures would fit. Whatever else Pillow reads follows.
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# What Pillow reads and is no picture to train on: data, films, drawings that other programs draw.
+_NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
+# Pictures that Pillow reads with a plugin or not at all.
+_NEED_MORE = (
+    *(".heic", ".heif", ".hif", ".avif", ".avifs", ".jxl", ".jp2", ".j2k", ".jpx", ".svg", ".exr"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
+)
+# A film, data or an icon beside the pictures is no fault; one of these without captions is.
+_USUAL = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "TIFF", "WEBP"}
 # Not splitlines(), here and where this is used: text may hold further characters that it takes for line ends.
 LINE_END = re.compile(r"\r\n|\r|\n")
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -77,8 +88,33 @@ def checked_name(where: str, name: object, complain: Complain) -> str | None:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's name has one of `PICTURE_EXTENSIONS`, in any case."""
-    return os.path.splitext(name)[1].lower() in PICTURE_EXTENSIONS
+    """Whether a file's name has the extension of a picture, in any case, be it one that Pillow does not read here."""
+    return picture_rank(name) is not None
+
+
+def is_unread(name: str) -> bool:
+    """Whether it has the extension of a picture that this Pillow, with the plugins it has, does not read."""
+    return picture_rank(name) == 2
+
+
+def picture_rank(name: str) -> int | None:
+    """Which of several pictures of one name counts: the least.
+
+    Returns:
+        0 for `PICTURE_EXTENSIONS`, 1 for what else Pillow reads, 2 for what it does not; None if it is no picture's.
+    """
+    extension = os.path.splitext(name)[1].lower()
+    if extension in PICTURE_EXTENSIONS:
+        return 0
+    if _format(extension) is not None:
+        return 1
+    return 2 if extension in _NEED_MORE else None
+
+
+def is_usual(name: str) -> bool:
+    """Whether it has the extension of a picture that stands for nothing else: without captions something is missing."""
+    extension = os.path.splitext(name)[1].lower()
+    return extension in PICTURE_EXTENSIONS or _format(extension) in _USUAL
 
 
 def without_extension(name: str) -> str:
@@ -90,6 +126,13 @@ def folder_of_that_name(stem: Path) -> Path | None:
     """A folder that is called like a picture, by the picture's path without extension; None where there is none."""
     folders = (stem.with_name(stem.name + extension) for extension in PICTURE_EXTENSIONS)
     return next((folder for folder in folders if os.path.isdir(folder)), None)
+
+
+def _format(extension: str) -> str | None:
+    """The format that Pillow reads by this extension, None if there is none. Asked anew: a host may add plugins."""
+    found = Image.registered_extensions().get(extension)
+    known = found in Image.OPEN or found == "MPO"
+    return found if known and found not in _NO_PICTURES else None
 
 
 def _read(path: Path, expected: str, complain: Complain) -> str | None:

@@ -29,6 +29,8 @@ from vlm_plugin.data.text import (
     checked_name,
     folder_of_that_name,
     is_picture,
+    is_usual,
+    picture_rank,
     read_text,
     without_extension,
 )
@@ -182,8 +184,10 @@ def _read_pairs(folder: Path, complain: Complain) -> Iterator[Record]:
     files = sorted(within + name for within, names in _walk(folder, complain) for name in names)
     pictures: dict[str, str] = {}
     for name in filter(is_picture, files):
-        other = pictures.setdefault(without_extension(name), name)
-        if other != name:
+        other = pictures.setdefault(key := without_extension(name), name)
+        if picture_rank(name) != picture_rank(other):
+            pictures[key] = min(name, other, key=picture_rank)
+        elif other != name:
             what = f"expected names that differ without their extension, got {name} and {other}"
             complain(Problem(str(folder / name), what, picture=True))
     texts: dict[str, str] = {}
@@ -200,6 +204,10 @@ def _read_pairs(folder: Path, complain: Complain) -> Iterator[Record]:
             what = f"expected one file of captions for {pictures[key]}, got {name} and {other}"
             complain(Problem(str(folder / name), what, picture=True))
     for key, name in pictures.items():
+        if key not in texts and not is_usual(name):
+            what = f"expected captions in {key}.txt beside it, found none; it is left out"
+            complain(Problem(str(folder / name), what, fatal=False))
+            continue
         captions = caption_lines(folder / texts.get(key, f"{key}.txt"), complain)
         if captions:
             yield Record(key, folder / name, captions, None, None)

@@ -25,7 +25,14 @@ import numpy as np
 
 from vlm_plugin.data.layouts.cub import Box, read_boxes, read_names
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
-from vlm_plugin.data.text import PICTURE_EXTENSIONS, caption_lines, checked_name, is_picture, without_extension
+from vlm_plugin.data.text import (
+    PICTURE_EXTENSIONS,
+    caption_lines,
+    checked_name,
+    is_picture,
+    picture_rank,
+    without_extension,
+)
 from vlm_plugin.files import lies_at, refusal
 from vlm_plugin.unpickle import load_pickle
 
@@ -141,11 +148,11 @@ def _list_pictures(folder: Path) -> dict[str, str]:
     return found
 
 
-def _preference(name: str) -> tuple[int, bool, str]:
+def _preference(name: str) -> tuple[int, int, bool, str]:
     extension = os.path.splitext(name)[1]
-    known = extension.lower() in PICTURE_EXTENSIONS
-    rank = PICTURE_EXTENSIONS.index(extension.lower()) if known else len(PICTURE_EXTENSIONS)
-    return rank, extension != extension.lower(), name
+    rank = picture_rank(name)
+    place = PICTURE_EXTENSIONS.index(extension.lower()) if rank == 0 else 0
+    return 3 if rank is None else rank, place, extension != extension.lower(), name
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
