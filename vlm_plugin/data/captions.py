@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from vlm_plugin.data.names import Alike
 from vlm_plugin.data.records import Problem, stop
 from vlm_plugin.data.tables import BrokenTableError, captions_in, csv_rows, lines_of
 from vlm_plugin.data.text import LINE_END, PICTURE_EXTENSIONS, checked_name, is_picture, is_unread, read_text
@@ -43,12 +44,14 @@ def read_captions(path: str | Path, images: str | Path) -> dict[str, str]:
     path = Path(path)
     listed = list_pictures(images)
     text = read_text(path, _complain)
-    known, result = set(listed), {}
+    known, result = Alike(listed), {}
     entries = _entries(path, text) if path.suffix.lower() in TABLES else _plain(path, text, listed)
     for where, name, caption in entries:
         caption = _caption(where, caption)
         # A name that the folder has is right as it stands, whatever characters are in it.
-        key = name if isinstance(name, str) and name in known else checked_name(where, name, stop)
+        key = known.find(name) if isinstance(name, str) else None
+        key = checked_name(where, name, stop) if key is None else key
+        key = known.find(key) or key
         if key in result:
             raise ValueError(f"{where}: expected each picture once, got {key} again")
         result[key] = caption

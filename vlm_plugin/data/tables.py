@@ -30,14 +30,16 @@ class BrokenTableError(ValueError):
 def csv_rows(text: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
     """Each row that is not empty, the header among them, with the line it begins on.
 
-    Blanks behind a delimiter are no part of a cell, nor those around the header's names. Empty cells that a spreadsheet
-    leaves behind the last column are dropped, and rows of nothing else are passed over.
+    Blanks between a delimiter and a quotation mark are no part of a cell, nor those around the header's names. Empty
+    cells that a spreadsheet leaves behind the last column are dropped, and rows of nothing else are passed over.
 
     Raises:
         BrokenTableError: the quotes do not fit.
     """
     # Strict, or a stray quotation mark would swallow all rows up to the next one.
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    # Names may begin with a blank, so it is dropped where quotes need that alone: readers strip what they may.
+    blanks = re.search(rf'{re.escape(delimiter)} +"', text) is not None
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=blanks)
     line, width = 1, 0
     try:
         for row in rows:

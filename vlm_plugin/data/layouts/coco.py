@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeGuard
 
+from vlm_plugin.data.names import NamesOnDisk
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
 from vlm_plugin.data.text import checked_name, read_text, without_extension
 from vlm_plugin.files import lies_at
@@ -83,12 +84,13 @@ def read_coco(root: str | Path, split: str, complain: Complain = stop) -> Iterat
     images, annotations = content
     captions, names = _read_images(path, images, complain)
     _read_annotations(path, annotations, captions, complain)
+    disk = NamesOnDisk(folder or root)
     for number, name in names.items():
         if not captions[number]:
             what = "expected at least one caption for every image, found none"
             complain(Problem(f"{path}, {name} (id {number!r})", what, picture=True))
         elif folder is not None:
-            yield Record(without_extension(name), folder / name, tuple(captions[number]), None, None)
+            yield Record(without_extension(name), folder / disk.find(name), tuple(captions[number]), None, None)
 
 
 def _find_files(root: Path) -> dict[str, dict[str, Path]]:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from vlm_plugin.data.names import NamesOnDisk
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
 from vlm_plugin.data.tables import lines_of
 from vlm_plugin.data.text import caption_lines, checked_name, read_text, without_extension
@@ -86,16 +87,17 @@ def read_cub(root: str | Path, split: str, complain: Complain = stop) -> Iterato
     boxes = read_boxes(home / "bounding_boxes.txt", names, complain)
     if texts is None or chosen is None:
         return
+    disk, texts_on_disk = NamesOnDisk(home / "images"), NamesOnDisk(texts)
     for number, name in names.items():
         if name is None or chosen.get(number) != (split == "train"):
             continue
         key = without_extension(name)
-        captions = caption_lines(texts / f"{key}.txt", complain)
+        captions = caption_lines(texts / texts_on_disk.find(f"{key}.txt"), complain)
         known = all(table is None or number in table for table in (classes, boxes))
         if captions and known:
             class_id = None if classes is None else classes[number]
             box = None if boxes is None else boxes[number]
-            yield Record(key, home / "images" / name, captions, class_id, box)
+            yield Record(key, home / "images" / disk.find(name), captions, class_id, box)
 
 
 def read_names(path: Path, complain: Complain) -> dict[str, str | None] | None:

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from vlm_plugin.data.names import Alike, NamesOnDisk
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
 from vlm_plugin.data.tables import BrokenTableError, captions_in, csv_rows, lines_of
 from vlm_plugin.data.text import (
@@ -136,8 +137,8 @@ def _holds_pictures(folder: Path) -> bool:
 
 
 def _has_pair(names: list[str]) -> bool:
-    texts = set(filter(None, map(_captioned, names)))
-    return bool(texts) and any(is_picture(name) and without_extension(name) in texts for name in names)
+    texts = Alike(filter(None, map(_captioned, names)))
+    return any(is_picture(name) and texts.find(without_extension(name)) is not None for name in names)
 
 
 def _captioned(name: str) -> str | None:
@@ -191,16 +192,21 @@ def _read_pairs(folder: Path, complain: Complain) -> Iterator[Record]:
             what = f"expected names that differ without their extension, got {name} and {other}"
             complain(Problem(str(folder / name), what, picture=True))
     texts: dict[str, str] = {}
+    alike = Alike(pictures)
     for name in files:
         key = _captioned(name)
         if key is None:
             continue
+        key = alike.find(key) or key
         if key not in pictures and (other := folder_of_that_name(folder / key)) is not None:
             complain(Problem(str(other), "expected a picture, found a folder", picture=True))
         elif key not in pictures:
             what = "expected a picture of the same name beside the captions, found none"
             complain(Problem(str(folder / name), what, fatal=False))
-        elif (other := texts.setdefault(key, name)) != name:
+        elif (other := texts.setdefault(key, name)) != name and _captioned(name) != _captioned(other):
+            # One of the two has the picture's name exactly.
+            texts[key] = name if _captioned(name) == key else other
+        elif other != name:
             what = f"expected one file of captions for {pictures[key]}, got {name} and {other}"
             complain(Problem(str(folder / name), what, picture=True))
     for key, name in pictures.items():
@@ -226,6 +232,7 @@ def _read_table(path: Path, complain: Complain) -> Iterator[Record]:
     names: dict[str, str] = {}
     captions: dict[str, list[str]] = {}
     blank: dict[str, list[str]] = {}
+    disk = NamesOnDisk(path.parent)
     rows = _csv_rows if path.suffix == ".csv" else _json_rows
     for row in rows(path, content, complain):
         name = checked_name(row.where, row.file_name, complain)
@@ -236,6 +243,7 @@ def _read_table(path: Path, complain: Complain) -> Iterator[Record]:
             continue
         if name is None:
             continue
+        name = disk.find(name)
         key = without_extension(name)
         if names.setdefault(key, name) != name:
             what = f"expected names that differ without their extension, got {name} and {names[key]}"

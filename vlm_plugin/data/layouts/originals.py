@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from vlm_plugin.data.layouts.cub import Box, read_boxes, read_names
+from vlm_plugin.data.names import Alike, NamesOnDisk
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
 from vlm_plugin.data.text import (
     PICTURE_EXTENSIONS,
@@ -93,6 +94,7 @@ def read_originals(root: str | Path, split: str, complain: Complain = stop) -> I
     class_ids = _read_class_ids(folders[split] / "class_info.pickle", len(names), complain)
     boxes = _read_boxes(root / "CUB_200_2011", complain)
     first: dict[str, int] = {}
+    texts = NamesOnDisk(root / "text")
     for position, name in enumerate(names):
         key = checked_name(str(names_path), _python_2_text(name), complain)
         if key is None:
@@ -102,7 +104,7 @@ def read_originals(root: str | Path, split: str, complain: Complain = stop) -> I
             complain(Problem(str(names_path), what))
             continue
         first[key] = position
-        captions = caption_lines(root / "text" / f"{key}.txt", complain) if has_texts else ()
+        captions = caption_lines(root / "text" / texts.find(f"{key}.txt"), complain) if has_texts else ()
         if boxes is not None and key not in boxes:
             what = f"expected a line for {key}.jpg, which {names_path} lists, found none"
             complain(Problem(str(root / "CUB_200_2011" / "images.txt"), what))
@@ -121,16 +123,18 @@ class _Pictures:
     def __init__(self, folders: list[Path]) -> None:
         self._folders = folders
         self._listed: dict[Path, dict[str, str]] = {}
+        self._alike: dict[Path, Alike] = {}
 
     def find(self, key: str) -> Path:
         """The picture's path; with .jpg if there is no such picture."""
         parent, _, stem = key.rpartition("/")
         for folder in self._folders:
-            folder = folder / parent
+            folder = folder / NamesOnDisk(folder).find(parent)
             if folder not in self._listed:
                 self._listed[folder] = _list_pictures(folder)
-            if stem in self._listed[folder]:
-                return folder / self._listed[folder][stem]
+                self._alike[folder] = Alike(self._listed[folder])
+            if (found := self._alike[folder].find(stem)) is not None:
+                return folder / self._listed[folder][found]
         return self._folders[-1] / f"{key}.jpg"
 
 
