@@ -21,7 +21,7 @@ from vlm_plugin.data.layouts import find_layout
 from vlm_plugin.data.records import BadSampleError, MissingPictureError, Problem, Record, Records
 from vlm_plugin.data.splits import list_splits, open_split
 from vlm_plugin.files import open_file, write_text
-from vlm_plugin.matcher.vocabulary import END, MAX_WORDS, Vocabulary
+from vlm_plugin.matcher.vocabulary import END, MAX_WORDS, Vocabulary, is_undivided
 from vlm_plugin.terminal import check_outside
 
 SHEET_PICTURES, SHEET_COLUMNS, SHEET_SIZE = 24, 6, 192
@@ -282,7 +282,7 @@ def _captions(records: Records) -> tuple[dict[str, int], list[int], list[Finding
     counts: dict[str, int] = defaultdict(int)
     lengths: list[int] = []
     found: list[Finding] = []
-    long = 0
+    long = undivided = 0
     for record in records:
         own = [tokenizer.tokenize(caption) for caption in record.captions]
         empty = [caption for caption, tokens in zip(record.captions, own, strict=True) if not tokens]
@@ -293,11 +293,18 @@ def _captions(records: Records) -> tuple[dict[str, int], list[int], list[Finding
         for tokens in own:
             lengths.append(len(tokens))
             long += len(tokens) > MAX_WORDS
+            undivided += any(map(is_undivided, tokens))
             for token in tokens:
                 counts[token] += 1
     if long:
         what = f"{long} of {len(lengths)} captions have more than {MAX_WORDS} words; of these that many are kept"
         found.append(Finding("long captions", "captions", what, False))
+    if 2 * undivided > len(lengths):
+        what = (
+            f"{undivided} of {len(lengths)} captions have a phrase that is read as one word, for their script has no "
+            "blanks between words: put blanks between them, or little can be learned"
+        )
+        found.append(Finding("captions that are not divided", "captions", what, False))
     return dict(counts), lengths, found
 
 
