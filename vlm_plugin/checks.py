@@ -137,7 +137,8 @@ def as_integers(values: object, name: str) -> Tensor:
             # Torch takes neither arrays with negative strides nor those of another machine's byte order.
             values = values.astype(np.int64) if is_whole else values
     try:
-        found = torch.as_tensor(values)
+        # A tensor stays where it is, whatever the default device.
+        found = values if isinstance(values, torch.Tensor) else torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(f"{name}: expected integers, got {type(values).__name__} of other values") from None
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:

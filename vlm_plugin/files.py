@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from vlm_plugin.foreign import foreign, without_wrappers
+
 # torch is imported where it is needed: a command that writes text alone starts without it.
 if TYPE_CHECKING:
     from torch import Tensor
@@ -280,7 +282,9 @@ def read_file(path: str | os.PathLike, what: str) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path}: not a readable {what} ({type(error).__name__})") from error
+        found = foreign(path)
+        reason = f", but {found}" if found else f" ({type(error).__name__})"
+        raise ValueError(f"{path}: not a readable {what}{reason}") from error
 
 
 def check_content(content: object, path: str | os.PathLike, expected_format: str, newest_version: int) -> dict:
@@ -327,7 +331,7 @@ def find_file(path: str | os.PathLike) -> Path:
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in a file, on the CPU; nothing in the file is executed.
+    """The state dict in a file, on the CPU, without the prefixes of wrappers; nothing in the file is executed.
 
     Raises:
         OSError: the file cannot be opened.
@@ -342,10 +346,11 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         except Exception as error:
             # Damaged or foreign files fail with nearly any type of exception.
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            raise ValueError(f"{name}: expected a file of network weights, but reading it failed ({reason})") from error
+            got = f"got {found}" if (found := foreign(name)) else f"but reading it failed ({reason})"
+            raise ValueError(f"{name}: expected a file of network weights, {got}") from error
     if not isinstance(state, Mapping) or not state or not all(map(torch.is_tensor, state.values())):
         raise ValueError(f"{name}: expected a state dict (parameter name -> Tensor), got {type(state).__name__}")
-    return dict(state)
+    return without_wrappers(state)
 
 
 def not_finite(content: object, name: str = "") -> str | None:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vlm_plugin.files import open_file
+from vlm_plugin.foreign import foreign
 
 __all__ = ["load_pickle"]
 
@@ -278,4 +279,5 @@ def load_pickle(path: str | os.PathLike[str]) -> object:
         except Exception as error:
             # A damaged pickle can fail with nearly any type of exception: EOFError, KeyError, OverflowError, ...
             reason = f"{type(error).__name__}: {error}"[:200]
-            raise ValueError(f"{name}: expected a complete pickle file, but reading it failed ({reason})") from error
+            got = f"got {found}" if (found := foreign(name)) else f"but reading it failed ({reason})"
+            raise ValueError(f"{name}: expected a complete pickle file, {got}") from error

@@ -18,7 +18,7 @@ from vlm_plugin.data.contact_sheet import contact_sheet
 from vlm_plugin.data.dataset import CaptionedImages
 from vlm_plugin.data.images import MODES_WITH_ALPHA, load_image, open_picture, orientation, to_image
 from vlm_plugin.data.layouts import find_layout
-from vlm_plugin.data.records import BadSampleError, MissingPictureError, Problem, Record, Records
+from vlm_plugin.data.records import BadSampleError, MissingPictureError, Problem, Record, Records, nothing_to_learn
 from vlm_plugin.data.splits import list_splits, open_split
 from vlm_plugin.files import open_file, write_text
 from vlm_plugin.matcher.vocabulary import END, MAX_WORDS, Vocabulary, is_undivided
@@ -31,6 +31,7 @@ SHEET_LETTERS = 200
 PRINTED = 10
 # A shorter side below this leaves the encoders little to see.
 SMALL_SIDE = 32
+_METADATA = "metadata and captions"
 _WHAT_HAPPENS = {
     "EXIF rotation": "turned upright, as its EXIF notes say",
     "transparency": "laid over white",
@@ -112,7 +113,7 @@ def check(root: str | Path) -> Report:
     findings: dict[Finding, None] = {}
 
     def complain(problem: Problem) -> None:
-        kind = "missing files" if problem.missing else "metadata and captions"
+        kind = "missing files" if problem.missing else "division into splits" if problem.spoken else _METADATA
         findings[Finding(kind, problem.where, problem.what, problem.fatal)] = None
 
     there = {*list_splits(root), "train"}
@@ -130,7 +131,7 @@ def check(root: str | Path) -> Report:
         looks = _look_at_all(records, name)
         words[name], lengths, told = _captions(records)
         found = [finding for look in looks for finding in look.findings]
-        findings |= dict.fromkeys(found + told)
+        findings |= dict.fromkeys(found + told + _nothing(name, records, looks))
         splits.append(_statistics(name, records, looks, words[name], lengths))
         looked[name] = list(zip(records, looks, strict=True))
     findings |= dict.fromkeys(_duplicates(looked))
@@ -306,6 +307,16 @@ def _captions(records: Records) -> tuple[dict[str, int], list[int], list[Finding
         )
         found.append(Finding("captions that are not divided", "captions", what, False))
     return dict(counts), lengths, found
+
+
+def _nothing(name: str, records: Records, looks: Sequence[_Look]) -> list[Finding]:
+    """That a split has no wrong captions: in train nothing can be learned, elsewhere nothing measured."""
+    usable = (record for record, look in zip(records, looks, strict=True) if look.size is not None)
+    reason = nothing_to_learn(usable) if records else None  # that a split is empty is said already
+    if reason is None:
+        return []
+    what = "no matcher can be learned" if name == "train" else "no matcher can be chosen by it or measured on it"
+    return [Finding("nothing to tell apart", f"split {name}", f"{reason}: {what}", name == "train")]
 
 
 def _statistics(

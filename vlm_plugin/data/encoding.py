@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 _MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"))
 _MARKS += ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-_HEAD = 2048
 _SAVE = "save the file as UTF-8"
 # How a problem ends that is not fatal.
 AS_LATIN_1 = "it is read as Latin-1"
@@ -48,19 +47,6 @@ class Decoded(NamedTuple):
     """What was expected and what came; None for sound UTF-8. Where there is a text, it is usable all the same."""
 
 
-def sent_instead(head: bytes) -> str | None:
-    """What a server or a version control put in a file's place, by its first 500 bytes or more; None if nothing known.
-
-    Args:
-        head: the beginning of the file.
-    """
-    if head.startswith(b"version https://git-lfs.github.com/spec/"):
-        return "a Git LFS pointer (git lfs pull fetches the file)"
-    if re.match(rb"(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)*<(!doctype\s+html|html)\b", head, re.IGNORECASE | re.DOTALL):
-        return "a web page"
-    return None
-
-
 def decode(content: bytes) -> Decoded:
     """Reads bytes as UTF-8, as UTF-16 or UTF-32 where a mark says so, or as Latin-1 where that is what they can be.
 
@@ -70,8 +56,6 @@ def decode(content: bytes) -> Decoded:
     Args:
         content: of a whole file.
     """
-    if (found := sent_instead(content[:_HEAD])) is not None:
-        return Decoded(None, f"got {found}")
     mark = next((name for start, name in _MARKS if content.startswith(start)), None)
     if mark is not None:
         try:

@@ -10,10 +10,9 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from vlm_plugin.data.encoding import sent_instead
 from vlm_plugin.data.png import without_notes
 from vlm_plugin.data.records import BadSampleError, MissingPictureError, bad
-from vlm_plugin.data.text import is_unread
+from vlm_plugin.data.text import is_unread, mishap
 from vlm_plugin.files import open_file, refusal, writing
 
 # Pillow's modes whose pixels may be transparent.
@@ -193,10 +192,10 @@ def _decoded(path: Path, image: Image.Image) -> Image.Image:
 def _unknown(path: Path, file: BinaryIO) -> str:
     """What a file is that Pillow does not know."""
     file.seek(0)
-    head = file.read(2048)
-    if is_unread(Path(path).name) and head and not sent_instead(head):
+    head = file.read(2048).decode("utf-8", "replace")
+    if is_unread(Path(path).name) and head and not mishap(head):
         return _unread(path)
-    return sent_instead(head) or ("a file of no format that Pillow knows" if head else "an empty file")
+    return mishap(head) or ("a file of no format that Pillow knows" if head else "an empty file")
 
 
 def _unread(path: Path) -> str:

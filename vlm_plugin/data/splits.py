@@ -49,6 +49,11 @@ def open_split(root: str | Path, split: str, complain: Complain = stop) -> Recor
     if made:
         in_test = _held_out([record.key for record in records])
         records = Records(r for r, chosen in zip(records, in_test, strict=True) if chosen == (split == "test"))
+        if others := [name for name in own if name != "train"]:
+            what = (
+                f"found {' and '.join(others)} but no test split: a tenth of train, chosen by name, is the test split"
+            )
+            complain(Problem(str(root), f"expected a test split, {what}", fatal=False, spoken=True))
     if any(problem.what.endswith(AS_LATIN_1) for problem in told) and (where := _foreign(records)) is not None:
         what = f"expected UTF-8, got captions of another encoding, such as {where!r:.80}: save the files as UTF-8"
         complain(Problem(str(root), what))

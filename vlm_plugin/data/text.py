@@ -25,6 +25,9 @@ _NEED_MORE = (
 _USUAL = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "TIFF", "WEBP"}
 # Not splitlines(), here and where this is used: text may hold further characters that it takes for line ends.
 LINE_END = re.compile(r"\r\n|\r|\n")
+_POINTER = re.compile(r"version https?://(git-lfs|hawser)\.github\.com/spec/")
+_PAGE = re.compile(r"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.I | re.S)
+_HEAD = 2000
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -39,7 +42,7 @@ def read_text(path: Path, complain: Complain) -> str | None:
     Returns:
         The text with its line ends as they are, None after a fatal problem.
     """
-    return _read(path, "a text file", complain)
+    return _unless_mishap(path, "a text file", _read(path, "a text file", complain), complain)
 
 
 def caption_lines(path: Path, complain: Complain) -> tuple[str, ...]:
@@ -56,7 +59,8 @@ def caption_lines(path: Path, complain: Complain) -> tuple[str, ...]:
     def about_one(problem: Problem) -> None:
         complain(problem._replace(picture=True))
 
-    text = _read(path, "the captions of a picture, one a line", about_one)
+    expected = "the captions of a picture, one a line"
+    text = _unless_mishap(path, expected, _read(path, expected, about_one), about_one)
     if text is None:
         return ()
     captions = tuple(line.strip() for line in LINE_END.split(text) if line.strip())
@@ -85,6 +89,14 @@ def checked_name(where: str, name: object, complain: Complain) -> str | None:
         complain(Problem(where, f"expected names of files inside the data folder, got {name!r:.200}"))
         return None
     return "/".join(parts)
+
+
+def mishap(content: str) -> str | None:
+    """What a text is instead of a table or captions: the usual accidents of downloads. None for anything else."""
+    head = content[:_HEAD].lstrip("\ufeff \t\r\n")
+    if _POINTER.match(head):
+        return "a Git LFS pointer (git lfs pull fetches the file)"
+    return "a web page" if _PAGE.match(head) else None
 
 
 def is_picture(name: str) -> bool:
@@ -148,6 +160,14 @@ def _read(path: Path, expected: str, complain: Complain) -> str | None:
         what = problem if problem.startswith("expected") else f"expected {expected}, {problem}"
         complain(Problem(str(path), what, fatal=text is None))
     return text
+
+
+def _unless_mishap(path: Path, expected: str, text: str | None, complain: Complain) -> str | None:
+    instead = None if text is None else mishap(text)
+    if instead is None:
+        return text
+    complain(Problem(str(path), f"expected {expected}, got {instead}"))
+    return None
 
 
 def _is_file_name(text: str) -> bool:

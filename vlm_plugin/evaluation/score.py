@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlm_plugin.data.captions import counted, natural_key, read_captions
 from vlm_plugin.data.images import central_square, load_image
-from vlm_plugin.evaluation.measure import FOLDS
+from vlm_plugin.evaluation.distances import FOLDS
 from vlm_plugin.features import Features
 from vlm_plugin.files import check_writable, write_text
 from vlm_plugin.matcher.choose import load_matcher, unknown_words
@@ -129,7 +129,7 @@ def score(vlm: VLM, images: str | Path, captions: Mapping[str, str], *, batch: i
     names = sorted(captions, key=natural_key)
     for name in names:
         _check_words(vlm, name, captions[name])
-    drawn = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))[:_COMPARED].tolist()
+    drawn = torch.randperm(len(names), generator=torch.Generator().manual_seed(0), device="cpu")[:_COMPARED].tolist()
     others = None
     if len(names) >= _FEWEST_COMPARED:
         others = vlm.encode_image(_load(vlm, images, [names[i] for i in drawn]))
@@ -231,7 +231,9 @@ def describe(rows: Sequence[Row]) -> str:
     """
     ordered = sorted(rows, key=lambda row: natural_key(row.file_name))
     title = "VLMS" if rows[0].vlms is not None else "global level (the matcher has no scorer, hence no VLMS)"
-    mean, spread = mean_and_spread(torch.tensor([_rank(row) for row in ordered], dtype=torch.float64), FOLDS)
+    mean, spread = mean_and_spread(
+        torch.tensor([_rank(row) for row in ordered], dtype=torch.float64, device="cpu"), FOLDS
+    )
     enough = len(rows) >= 2 * FOLDS
     deviation = f"spread {spread:.4f} over {FOLDS} folds" if enough else f"no spread below {2 * FOLDS} pictures"
     lines = [f"{title}: mean {mean:.4f}, {deviation}, {counted(rows, 'picture')}"]

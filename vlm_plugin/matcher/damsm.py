@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from vlm_plugin.files import read_file
+from vlm_plugin.foreign import without_wrappers
 from vlm_plugin.matcher.image_encoders import InceptionEncoder
 from vlm_plugin.matcher.text_encoder import LSTMTextEncoder
 from vlm_plugin.matcher.vocabulary import REMEDY, Vocabulary
@@ -80,9 +82,10 @@ def damsm_text_state(path: str | os.PathLike) -> dict[str, Tensor]:
 def _state_dict(path: str | os.PathLike, *keys: str, what: str) -> dict[str, Tensor]:
     """A file's state dict, in which `what` has these keys at least."""
     state = read_file(path, "state dict")
+    state = without_wrappers(state) if isinstance(state, Mapping) else state
     if missing := [key for key in keys if not isinstance(state, dict) or key not in state]:
         raise ValueError(f"{path}: expected the state dict of a {what} (with {missing[0]!r}), got something else")
-    return dict(state)
+    return state
 
 
 def find_image_encoder(text_encoder: Path) -> Path:

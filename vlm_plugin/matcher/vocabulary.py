@@ -242,10 +242,10 @@ class Vocabulary:
             rows.append(self._ids_of(tokens, caption, name, max_words, generator))
             if words is not None:
                 words += tokens
-        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-        tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64, device="cpu")
+        tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64, device="cpu")
         for i, row in enumerate(rows):
-            tokens[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+            tokens[i, : len(row)] = torch.tensor(row, dtype=torch.int64, device="cpu")
         return tokens, lengths
 
     def decode(self, ids: Iterable[int] | Tensor) -> str:

@@ -22,7 +22,7 @@ from vlm_plugin.files import check_writable, not_finite
 from vlm_plugin.matcher.vlm import VLM
 from vlm_plugin.pretraining.evaluator import Evaluator, scores_in_words
 from vlm_plugin.pretraining.losses import step_losses
-from vlm_plugin.pretraining.pairs import Pairs, collate_pairs
+from vlm_plugin.pretraining.pairs import Pairs, collate_pairs, has_wrong_caption
 from vlm_plugin.pretraining.resume import (
     check_same_run,
     is_finished,
@@ -32,7 +32,14 @@ from vlm_plugin.pretraining.resume import (
     write_state,
 )
 from vlm_plugin.pretraining.settings import PretrainSettings, filled_in
-from vlm_plugin.pretraining.start import Splits, first_matcher, open_splits, train_mode
+from vlm_plugin.pretraining.start import (
+    Splits,
+    check_learnable,
+    first_matcher,
+    no_wrong_caption,
+    open_splits,
+    train_mode,
+)
 from vlm_plugin.training.device import choose_device, choose_precision
 from vlm_plugin.training.ranks import progress
 from vlm_plugin.training.skipped import LeftOut
@@ -56,12 +63,12 @@ def pretrain(data: str | Path, out: str | Path, **options: object) -> VLM:
 
     Returns:
         The matcher of the best epoch on the held-out split: by the mean of local and global R@1 or, as frozen encoders
-        do not change these, by `general_hard` (see `Evaluator`).
+        do not change these, by `general_hard` (see `Evaluator`). Of equal ones it is the last.
 
     Raises:
         BadSampleError: a picture cannot be used, and `skip_bad` is off. The message names it.
         OSError, ValueError: the message names the argument or file; or, with the first name that holds NaN or
-            infinity, a training that broke down.
+            infinity, a training that broke down; or no picture has a wrong caption to learn from.
     """
     settings = filled_in(PretrainSettings(**options))
     data, out = Path(data), Path(out)
@@ -74,6 +81,7 @@ def pretrain(data: str | Path, out: str | Path, **options: object) -> VLM:
         settings = dataclasses.replace(settings, skip_bad=True)
     splits = open_splits(data, settings.skip_bad)
     vlm = first_matcher(settings, data, splits)
+    check_learnable(splits, vlm.vocabulary, data)
     record = record_of(settings, data, vlm)
     if state is None and out.exists() and is_finished(out, record, splits.digest):
         print(f"{out}: finished already", flush=True)
@@ -100,6 +108,7 @@ class Pretraining:
     Attributes:
         epochs_done: how many passes over the train split lie behind.
         best: score, weights and results of the best epoch so far.
+        learned: a batch had a picture with a wrong caption. Until then no matcher is written.
     """
 
     def __init__(
@@ -123,7 +132,7 @@ class Pretraining:
             self.optimizer, rate, total_steps=total, pct_start=max(0.1, 2 / total)
         )
         self.best: dict[str, Any] = {"score": -1.0, "weights": None, "results": {}}
-        self.epochs_done = 0
+        self.epochs_done, self.learned = 0, False
         self.left_out = LeftOut(out.with_name(out.name + ".skipped.txt"), keep=state is not None)
         self.left_out.add(splits.lost)
         if state is not None:
@@ -143,8 +152,10 @@ class Pretraining:
             self._judge_epoch(epoch, evaluate, ceiling)
             self.epochs_done = epoch + 1
             # The matcher before the state: a kill between the two repeats the epoch and loses nothing.
-            self._save_best(ceiling)
+            if self.learned:
+                self._save_best(ceiling)
             write_state(self._state(), self.out)
+        self._check_learned()
         # Read before the state goes: what cannot be read would have to be trained anew.
         finished = VLM.load(self.out)
         state_file_of(self.out).unlink(missing_ok=True)
@@ -167,7 +178,29 @@ class Pretraining:
         if judged < usable:
             split = f"the {splits.held_out_name} split"
             print(f"each epoch is judged by {judged} of {usable} pictures of {split}", flush=True)
+        self._tell_what_is_not_judged(evaluate)
         return evaluate
+
+    def _tell_what_is_not_judged(self, evaluate: Evaluator) -> None:
+        """Say what the held-out pictures do not tell, where none of them has a wrong caption."""
+        splits, vocabulary = self.splits, self.vlm.vocabulary
+        records = [splits.held_out[index] for pool in evaluate.pools for index in pool]
+        without = "epochs cannot be told apart, so the last is kept"
+        reason = no_wrong_caption(records, splits.truth, vocabulary, classes=False)
+        if reason is None:
+            reason = no_wrong_caption(records, splits.truth, vocabulary)
+            without = without if self.settings.freeze_encoders else "the scorer is not judged"
+        if reason is not None:
+            print(f"{splits.held_out_name} split: {reason}: no wrong caption, {without}", flush=True)
+
+    def _check_learned(self) -> None:
+        """End a run whose losses could not teach anything, before its file is taken for a matcher."""
+        if not self.learned:
+            state_file_of(self.out).unlink(missing_ok=True)
+            raise ValueError(
+                f"data: expected batches with a wrong caption for a picture, got none in {self.epochs_done} epochs: "
+                f"the local and global losses were 0 throughout, so {self.out} is not written; try a larger --batch"
+            )
 
     def _batches(self) -> Iterator[tuple[Batch, Batch]]:
         """The pairs of the steps that are left."""
@@ -185,6 +218,7 @@ class Pretraining:
         bar.set_description(f"epoch {epoch + 1}/{self.settings.epochs}")
         for number, (first, second) in enumerate(bar):
             self.left_out.add([*first.skipped, *second.skipped])
+            self.learned = self.learned or has_wrong_caption(self.splits.truth, first)
             terms = self._step(first, second, mix(self.settings.seed, epoch * self.steps + number, 2))
             if number % STEPS_PER_LOOK == 0:
                 self._check_finite(terms)
@@ -215,7 +249,7 @@ class Pretraining:
             )
 
     def _judge_epoch(self, epoch: int, evaluate: Evaluator, ceiling: float) -> None:
-        """Look at the held-out split, say what was found, and keep the weights if there were none better before."""
+        """Look at the held-out split, say what was found, and keep the weights unless there were better ones before."""
         results = evaluate(self.vlm)
         if self.settings.freeze_encoders:
             # The last epoch where no caption of the split is wrong, as in a split of one class.
@@ -224,7 +258,8 @@ class Pretraining:
             score = (results["local_r1"] + results["global_r1"]) / 2
         words = scores_in_words(results, ceiling, len(evaluate.pools[0]))
         print(f"epoch {epoch + 1}/{self.settings.epochs}  {self.splits.held_out_name}: {words}", flush=True)
-        if score > self.best["score"]:
+        # The last of equal ones: it has learned longer.
+        if score >= self.best["score"]:
             self.best = {"score": score, "weights": copy.deepcopy(self.vlm.state_dict()), "results": results}
 
     def _save_best(self, ceiling: float) -> None:
@@ -244,7 +279,7 @@ class Pretraining:
         return {
             "settings": self.record, "pictures": self.splits.digest, "vlm": self.vlm.state_dict(),
             "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
-            "best": self.best, "epoch": self.epochs_done, "skip_bad": self.settings.skip_bad,
+            "best": self.best, "epoch": self.epochs_done, "skip_bad": self.settings.skip_bad, "learned": self.learned,
         }  # fmt: skip
 
     def _go_on(self, state: dict[str, Any]) -> None:
@@ -252,4 +287,5 @@ class Pretraining:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.best, self.epochs_done = state["best"], state["epoch"]
+        self.learned = state.get("learned", True)  # an earlier release wrote the matcher at once
         print(f"resuming after epoch {self.epochs_done} of {self.settings.epochs}", flush=True)

@@ -84,7 +84,8 @@ def read_state(out: Path) -> dict[str, Any] | None:
 
 
 def write_state(state: dict[str, Any], out: Path) -> None:
-    """Write `settings` (of `record_of`), `pictures`, `vlm`, `optimizer`, `schedule`, `best`, `epoch`, `skip_bad`."""
+    """Write `settings` (of `record_of`), `pictures`, `vlm`, `optimizer`, `schedule`, `best`, `epoch`, and whether bad
+    pictures are skipped (`skip_bad`) and anything was `learned`."""
     write_file(state, state_file_of(out))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlm_plugin.data.layouts import coco, cub, folder, originals
+from vlm_plugin.data.near_miss import what_is_there
 from vlm_plugin.data.records import Layout
 from vlm_plugin.files import check_folder
 
@@ -25,7 +26,7 @@ def find_layout(root: str | Path) -> Layout:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder has no known layout (the message lists them).
+        ValueError: the folder has no known layout (the message lists them, and says what was found).
     """
     root = Path(root)
     check_folder(root, "a data folder")
@@ -33,4 +34,5 @@ def find_layout(root: str | Path) -> Layout:
         if layout.recognise(root):
             return layout
     known = "; ".join(layout.looks_like for layout in LAYOUTS)
-    raise ValueError(f"{root}: expected a data folder with one of these layouts: {known}")
+    what = f"expected a data folder with one of these layouts: {known}; {what_is_there(root)}"
+    raise ValueError(f"{root}: {what}")
