@@ -17,7 +17,8 @@ ROOT = Path(vlm_plugin.__path__[0]).resolve().parent
 # From the foundation up: a room imports from its own floor's left and from the floors below, never from above.
 FLOORS = (
     ("foreign",),
-    ("checks", "files", "terminal", "unpickle"),
+    ("checks", "files", "terminal"),
+    ("unpickle",),
     ("features",),
     ("matching", "distributed", "augment"),
     ("matcher",),

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vlm_plugin.files import open_file
 from vlm_plugin.foreign import foreign
 
 __all__ = ["load_pickle"]
@@ -266,7 +267,7 @@ def load_pickle(path: str | os.PathLike[str]) -> object:
             pickle at all.
     """
     name = os.fspath(path)
-    with open(name, "rb") as file:
+    with open_file(name) as file:
         try:
             try:
                 return _load(file, "ASCII")

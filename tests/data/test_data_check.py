@@ -515,3 +515,29 @@ def test_an_encoding_without_a_name_of_the_data_loses_no_finding(
     assert f"train/b{escaped}" in terminal.buffer.getvalue().decode("ascii")
     assert (tmp_path / "sheet.png").is_file()
     assert "train/bcaf" in (tmp_path / "sheet.png.txt").read_text(encoding="utf-8")
+
+
+UNDIVIDED = {
+    "Thai": ("แผ่นกลมสีแดงบนพื้นเรียบ", "แผ่นกลม สีแดง บน พื้น เรียบ"),
+    "kana": ("あかいまるいいたがあります", "あかい まるい いた が あります"),
+    "Lao": ("ນົກນ້ອຍສີແດງນັ່ງຢູ່ເທິງກິ່ງໄມ້", "ນົກ ນ້ອຍ ສີແດງ ນັ່ງ ຢູ່ ເທິງ ກິ່ງໄມ້"),
+    "Khmer": ("បក្សីពណ៌ក្រហមនៅលើមែកឈើ", "បក្សី ពណ៌ ក្រហម នៅ លើ មែក ឈើ"),
+    "Burmese": ("သစ်ကိုင်းပေါ်မှာငှက်နီလေးရှိတယ်", "သစ်ကိုင်း ပေါ်မှာ ငှက် နီ လေး ရှိတယ်"),
+    "Chinese": (None, "一个红色的圆盘在白色的背景上面"),
+    "Japanese": (None, "赤い円盤があります"),
+    "English": (None, "incomprehensibilities"),
+}
+
+
+@pytest.mark.parametrize(("together", "apart"), UNDIVIDED.values(), ids=UNDIVIDED)
+def test_captions_without_blanks_are_one_word_each(tmp_path: Path, together: str | None, apart: str) -> None:
+    for number in range(3):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    for text in filter(None, (together, apart)):
+        for number in range(3):
+            (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+        found = [
+            finding.what for finding in check(tmp_path).findings if finding.kind == "captions that are not divided"
+        ]
+        assert bool(found) == (text == together)
+        assert all("one word" in what and "put blanks between" in what for what in found)

@@ -238,7 +238,6 @@ def test_tables_that_are_not_utf8(tmp_path: Path, form: Form) -> None:
     [
         ("file_name,caption", "'file_name', 'caption'"),
         ("image;text", "'image;text'"),
-        ("file_name, text", "'file_name', ' text'"),
         ("file_name,text,text", "'file_name', 'text', 'text'"),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vlm_plugin.data.text import is_picture, mishap, without_extension
+from vlm_plugin.files import open_file, refusal
 
 __all__ = ["archives", "what_is_there", "which_columns"]
 
@@ -100,10 +101,10 @@ def _lists(root: Path, files: Sequence[str]) -> list[str]:
 
 def _first_line(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(_HEAD).decode("utf-8", "replace")
     except OSError as error:
-        return f"({error.strerror})"
+        return f"({refusal(error)})"
     return mishap(head) or head.lstrip("\ufeff").partition("\n")[0].strip()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +76,7 @@ def score_folder(
     if out.is_dir():
         raise ValueError(f"out: expected a file to write, got the folder {out}")
     check_outside(out, images, "file")
-    if out.resolve() == captions.resolve():
+    if os.path.realpath(out) == os.path.realpath(captions):
         raise ValueError(f"out: expected another file than the captions, got {out}")
     place = choose_device(device)
     named = read_captions(captions, images)

@@ -122,7 +122,7 @@ def find_vocabulary(text_encoder: Path, data: Path | None) -> Path:
         ValueError: none has as many words as the encoder, or several that do differ.
     """
     beside = text_encoder.parent
-    folders = [beside] if data is None or data.resolve() == beside.resolve() else [data, beside]
+    folders = [beside] if data is None or os.path.realpath(data) == os.path.realpath(beside) else [data, beside]
     candidates = [folder / name for folder in folders for name in VOCABULARIES]
     found = [path for path in candidates if path.is_file()]
     if not found:

@@ -20,7 +20,7 @@ from vlm_plugin.unpickle import load_pickle
 if TYPE_CHECKING:
     from nltk.tokenize.api import TokenizerI
 
-__all__ = ["END", "UNKNOWN", "Vocabulary"]
+__all__ = ["END", "UNKNOWN", "Vocabulary", "is_undivided"]
 
 # Neither can come out of either tokenizer, so no caption can spell one.
 END = "<end>"
@@ -51,6 +51,14 @@ _TOKEN = regex.compile(
     rf"{_KEYCAP}|{_EMOJI}(?:\u200D{_EMOJI})*|{_HAN}\pM*|{_LETTER}(?:{_IN_WORD}|[\u200C\u200D]+(?={_IN_WORD}))*",
     regex.VERSION1,
 )
+# Scripts without blanks between words, but for Han, whose letters are words; without marks, which differ in number.
+_UNSPACED_LETTER = regex.compile(
+    r"[[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Hiragana}\p{Katakana}\p{Javanese}\p{Balinese}\p{Tai_Tham}"
+    r"\p{New_Tai_Lue}\p{Tai_Viet}\u30FC]&&\pL]",
+    regex.VERSION1,
+)
+# Letters of one; most words have two to six.
+_LONGEST_UNSPACED_WORD = 8
 
 
 class Vocabulary:
@@ -338,6 +346,17 @@ class Vocabulary:
             got = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(f"state: expected a dict with the keys {sorted(expected)}, got {_short(got)}")
         return cls(state["words"], unknown=state["unknown"], ascii_only=state["ascii_only"])
+
+
+def is_undivided(word: str) -> bool:
+    """Whether a token looks like a whole phrase of a script that puts no blanks between words.
+
+    Those of Thai, Lao, Khmer, Burmese, Tibetan, Javanese and the like and of kana are not divided, see `Vocabulary`.
+
+    Args:
+        word: a token.
+    """
+    return len(_UNSPACED_LETTER.findall(word)) > _LONGEST_UNSPACED_WORD
 
 
 def vocabulary_of(content: object, source: str) -> Vocabulary:

@@ -25,10 +25,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlm_plugin.data import split_names
+from vlm_plugin.data.names import Alike, NamesOnDisk
 from vlm_plugin.data.near_miss import archives, which_columns
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
-from vlm_plugin.data.tables import BrokenTableError, csv_rows, lines_of
-from vlm_plugin.data.text import LINE_END, caption_lines, checked_name, is_picture, read_text, without_extension
+from vlm_plugin.data.tables import BrokenTableError, captions_in, csv_rows, lines_of
+from vlm_plugin.data.text import (
+    LINE_END,
+    caption_lines,
+    checked_name,
+    folder_of_that_name,
+    is_picture,
+    is_usual,
+    picture_rank,
+    read_text,
+    without_extension,
+)
 
 __all__ = ["LAYOUT", "folder_splits", "is_folder", "read_folder"]
 
@@ -40,7 +51,7 @@ _SPLIT_COLUMN = "split"
 def is_folder(root: str | Path) -> bool:
     """Whether any folder in `root` holds a metadata file, or a picture with a .txt."""
     root = Path(root)
-    return any(_tables(root / within, names) or _has_pair(names) for within, names in _walk(root, _ignore))
+    return any(_tables(names) or _has_pair(names) for _, names in _walk(root, _ignore))
 
 
 def folder_splits(root: str | Path) -> list[str]:
@@ -63,7 +74,7 @@ def read_folder(root: str | Path, split: str, complain: Complain = stop) -> Iter
 
     Yields:
         The split's pictures: in the order of their first rows, then those without a table, sorted by path. The rows of
-        one picture are its captions in this order; a row of metadata.jsonl may hold a list of them. Line ends inside a
+        one picture are its captions in this order; a row may hold a list of them. Line ends inside a
         caption become spaces. `class_id` and `box` are None.
 
     Raises:
@@ -140,7 +151,7 @@ class _Folder:
             self._problems.append((split_names.of_folders(f"{within}/"), problem))
 
         for within, names in _walk(self._root, locked):
-            tables = _tables(self._root / within, names)
+            tables = _tables(names)
             if tables:
                 self._tables[within] = tables
             above = within.rstrip("/").rpartition("/")[0]
@@ -187,16 +198,16 @@ class _Folder:
         """Says of each picture which split it belongs to, and of what is left out or not plain how much there is."""
         pictures = list(filter(is_picture, self._loose))
         columns = {key: row.split for key, row in self._rows.items()}
-        names = [*columns, *map(without_extension, pictures)]
+        names = list(dict.fromkeys([*columns, *map(without_extension, pictures)]))
         folders = {key: split_names.of_folders(key) for key in names}
         by_folder = set(folders.values()) - {None}
         self._both = "train" in by_folder and bool(by_folder.intersection(split_names.HELD_OUT))
         self._said = {key: self._named_split(key, columns.get(key)) for key in names}
         groups: dict[tuple[str | None, str], list[str]] = defaultdict(list)
-        captioned = {key for name in self._loose if (key := _captioned(name)) is not None}
+        captioned = Alike(key for name in self._loose if (key := _captioned(name)) is not None)
         for key in names:
             folder, column, said = folders[key], columns.get(key), self._said[key]
-            if said is None and (by_folder or self._tables) and key not in columns and key not in captioned:
+            if said is None and (by_folder or self._tables) and key not in columns and captioned.find(key) is None:
                 self._in_no_split.add(key)
                 groups["train", "without captions and in no split by any name; left out"].append(key)
             elif said is None and self._both:
@@ -237,7 +248,10 @@ class _Folder:
         loose = set(self._loose)
         # A table of which nothing could be read has a problem of its own.
         for name in self._files if self._seen else ():
-            if name not in self._seen and name not in loose and is_picture(name) and _composed(name) not in self._seen:
+            known = name in self._seen or name in loose or _composed(name) in self._seen
+            # A .psd, say, that the picture of a row was made of is none of its own.
+            made_of = picture_rank(name) != 0 and without_extension(name) in self._rows
+            if is_picture(name) and not known and not made_of:
                 yield name
 
     def _base(self, split: str, names: Iterable[str]) -> str:
@@ -264,13 +278,13 @@ def _composed(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def _tables(folder: Path, names: Sequence[str]) -> list[str]:
-    return [name for name in _TABLES if name in names and (folder / name).is_file()]
+def _tables(names: Sequence[str]) -> list[str]:
+    return [name for name in _TABLES if name in names]
 
 
 def _has_pair(names: list[str]) -> bool:
-    texts = set(filter(None, map(_captioned, names)))
-    return bool(texts) and any(is_picture(name) and without_extension(name) in texts for name in names)
+    texts = Alike(filter(None, map(_captioned, names)))
+    return any(is_picture(name) and texts.find(without_extension(name)) is not None for name in names)
 
 
 def _captioned(name: str) -> str | None:
@@ -295,7 +309,7 @@ def _walk(
         with os.scandir(here) as entries:
             for entry in entries:
                 if not entry.name.startswith("."):
-                    (inner if entry.is_dir() else files).append(entry.name)
+                    (inner if _is_folder(entry) else files).append(entry.name)
     except OSError as error:
         complain(Problem(str(here), f"expected a folder of pictures, but listing it failed ({error.strerror})"))
         return
@@ -306,25 +320,45 @@ def _walk(
             yield from _walk(folder, complain, f"{within}{name}/", trail)
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads around, say: whoever opens it says so
+        return False
+
+
 def _read_pairs(folder: Path, files: Sequence[str], complain: Complain) -> Iterator[Record]:
     pictures: dict[str, str] = {}
     for name in filter(is_picture, files):
-        other = pictures.setdefault(without_extension(name), name)
-        if other != name:
+        other = pictures.setdefault(key := without_extension(name), name)
+        if picture_rank(name) != picture_rank(other):
+            pictures[key] = min(name, other, key=picture_rank)
+        elif other != name:
             what = f"expected names that differ without their extension, got {name} and {other}"
             complain(Problem(str(folder / name), what, picture=True))
     texts: dict[str, str] = {}
+    alike = Alike(pictures)
     for name in files:
         key = _captioned(name)
         if key is None:
             continue
-        if key not in pictures:
+        key = alike.find(key) or key
+        if key not in pictures and (other := folder_of_that_name(folder / key)) is not None:
+            complain(Problem(str(other), "expected a picture, found a folder", picture=True))
+        elif key not in pictures:
             what = "expected a picture of the same name beside the captions, found none"
             complain(Problem(str(folder / name), what, fatal=False))
-        elif (other := texts.setdefault(key, name)) != name:
+        elif (other := texts.setdefault(key, name)) != name and _captioned(name) != _captioned(other):
+            # One of the two has the picture's name exactly.
+            texts[key] = name if _captioned(name) == key else other
+        elif other != name:
             what = f"expected one file of captions for {pictures[key]}, got {name} and {other}"
             complain(Problem(str(folder / name), what, picture=True))
     for key, name in pictures.items():
+        if key not in texts and not is_usual(name):
+            what = f"expected captions in {key}.txt beside it, found none; it is left out"
+            complain(Problem(str(folder / name), what, fatal=False))
+            continue
         captions = caption_lines(folder / texts.get(key, f"{key}.txt"), complain)
         if captions:
             yield Record(key, folder / name, captions, None, None)
@@ -346,17 +380,19 @@ def _read_table(path: Path, seen: set[str], complain: Complain) -> Iterator[_Nam
     captions: dict[str, list[str]] = {}
     splits: dict[str, str | None] = {}
     blank: dict[str, list[str]] = {}
+    disk = NamesOnDisk(path.parent)
     rows = _csv_rows if path.suffix == ".csv" else _json_rows
     for row in rows(path, content, complain):
         name = checked_name(row.where, row.file_name, complain)
-        texts = [row.text] if isinstance(row.text, str) else row.text
+        if name is not None:
+            seen.add(name := disk.find(name))
+        texts = captions_in(row.text) if isinstance(row.text, str) else row.text
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             what = f"expected a text that is a string or a list of strings, got {row.text!r:.200}"
             complain(Problem(row.where, what, picture=True))
             continue
         if name is None:
             continue
-        seen.add(name)
         key = without_extension(name)
         if names.setdefault(key, name) != name:
             what = f"expected names that differ without their extension, got {name} and {names[key]}"
