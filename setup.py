@@ -47,7 +47,7 @@ setup(
     extras_require={
         "train": TRAIN,
         "eval": EVAL,
-        "dev": [*TRAIN, *EVAL, "pytest", "scipy", "pandas", "ruff", "setuptools>=70.1"],
+        "dev": [*TRAIN, *EVAL, "pytest", "pytest-xdist", "hypothesis", "scipy", "pandas", "ruff", "setuptools>=70.1"],
     },
     entry_points={"console_scripts": ["vlm-plugin = vlm_plugin.cli.main:main"]},
 )

@@ -243,7 +243,8 @@ _PIECES = (
     b"U\x01c", b"q\0", b"q\x01", b"h\0", b"h\x01", b"r\xff\xff\xff\x0f", b"r\0\x01\0\0", b"j\0\x01\0\0", b"\x94",
     b"2",
     b"0", b"1", b"a", b"e", b"s", b"u", b"l", b"d", b"t", b"\x85", b"\x86", b"\x87", b"\x90", b"\x91", b"R", b"b", b".",
-    b"c__builtin__\nset\n", b"c__builtin__\nfrozenset\n", b"c_codecs\nencode\n", b"cnumpy\ndtype\n", b"cnumpy\nndarray\n",
+    b"c__builtin__\nset\n", b"c__builtin__\nfrozenset\n",
+    b"c_codecs\nencode\n", b"cnumpy\ndtype\n", b"cnumpy\nndarray\n",
     b"cnumpy.core.multiarray\n_reconstruct\n", b"cnumpy.core.multiarray\nscalar\n", b"Vf8\n", b"I7\n", b"L9L\n",
     b"\x8a\x02\xff\x7f", b"\x8b\xff\xff\xff\x7f", b"\x8e\xff\xff\xff\xff\0\0\0\0", b"\x95\xff\0\0\0\0\0\0\0",
 )  # fmt: skip

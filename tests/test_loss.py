@@ -770,6 +770,7 @@ def test_finite_at_zero_features(dtype):
     finite(loss, fake, Features(text.local * 0, text.pooled * 0, text.mask), real)
 
 
+@pytest.mark.filterwarnings("ignore:fake. one row")
 def test_finite_with_one_word_and_one_pair():
     """B = 1 has no negatives: contrastive terms are 0, the general ones go on."""
     fake, _, real = batch(1)
@@ -781,6 +782,7 @@ def test_finite_with_one_word_and_one_pair():
     assert not gradient.any()
 
 
+@pytest.mark.filterwarnings("ignore:class_ids")
 def test_finite_with_every_negative_masked():
     fake, text, real = batch()
     terms, gradient = finite(make_loss(), fake, text, real, class_ids=[7] * 4)

@@ -31,9 +31,11 @@ class RandomView:
         room_y, room_x = round(self.shift * height), round(self.shift * width)
         padded = F.pad(images, (room_x, room_x, room_y, room_y), mode="reflect")
         # All choices are drawn on the CPU: reading them from a GPU, or sending them there, would wait for it.
-        tops = torch.randint(2 * room_y + 1, (batch,)).tolist()
-        lefts = torch.randint(2 * room_x + 1, (batch,)).tolist()
-        mirrored = (torch.rand(batch) < 0.5).tolist() if self.flip else [False] * batch
+        tops = torch.randint(2 * room_y + 1, (batch,), device="cpu").tolist()
+        lefts = torch.randint(2 * room_x + 1, (batch,), device="cpu").tolist()
+        mirrored = [False] * batch
+        if self.flip:
+            mirrored = (torch.rand(batch, dtype=torch.float32, device="cpu") < 0.5).tolist()
         parts = [p[:, y : y + height, x : x + width] for p, y, x in zip(padded, tops, lefts, strict=True)]
         views = torch.stack([p.flip(2) if turned else p for p, turned in zip(parts, mirrored, strict=True)])
         return views + self.noise * torch.randn_like(views)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch as functorch
 
 INTEGER_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
@@ -104,6 +105,11 @@ def fits_dtype(images: Tensor, weight: Tensor) -> bool:
     return torch.is_autocast_enabled(images.device.type) and torch.float64 not in (images.dtype, weight.dtype)
 
 
+def without_autocast(device: torch.device) -> torch.autocast:
+    """A block in which what lies on a device keeps its dtype. Where there is no autocast (meta) it changes nothing."""
+    return torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False)
+
+
 def check_image_batch(images: Tensor, weight: Tensor) -> None:
     """Refuse what an encoder with the parameter `weight` cannot take; values are not looked at.
 
@@ -137,12 +143,30 @@ def as_integers(values: object, name: str) -> Tensor:
             # Torch takes neither arrays with negative strides nor those of another machine's byte order.
             values = values.astype(np.int64) if is_whole else values
     try:
-        found = torch.as_tensor(values)
+        # Of what is no tensor yet: in the CPU's memory, whatever a host has made the default device.
+        found = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(f"{name}: expected integers, got {type(values).__name__} of other values") from None
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         raise TypeError(f"{name}: expected integers, got {found.dtype}")
     return found
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether torch.func differentiates with regard to a tensor, or maps over it."""
+    return functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be looked at: not on the meta device, not while torch.compile traces, where a look
+    would break the graph, and not in torch.func.vmap, where a tensor stands for many."""
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    while is_transformed(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return False
+        tensor = functorch.get_unwrapped(tensor)
+    return True
 
 
 def first_tensor(*modules: nn.Module) -> Tensor | None:

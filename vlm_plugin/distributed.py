@@ -37,11 +37,15 @@ def rank(group: dist.ProcessGroup | None = None) -> int:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.group = group
+    def forward(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         parts = [torch.empty_like(tensor) for _ in range(world_size(group))]
         dist.all_gather(parts, tensor.contiguous(), group=group)
         return torch.cat(parts)
+
+    # Apart from `forward`: torch.func takes no other form.
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, dist.ProcessGroup | None], output: Tensor) -> None:
+        ctx.group = inputs[1]
 
     # A second derivative would be this rank's alone.
     @staticmethod

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlm_plugin.checks import as_integers
+from vlm_plugin.checks import as_integers, is_readable
 
 
 class Features(NamedTuple):
@@ -27,6 +27,11 @@ class Features(NamedTuple):
         """As `Tensor.to` for the two floating-point parts; the mask follows the device only."""
         local = self.local.to(*args, **kwargs)
         return Features(local, self.pooled.to(*args, **kwargs), self.mask.to(local.device))
+
+    def without_padding(self) -> Features:
+        """The same with zeros where `mask` is False. Whatever lies there, NaN included, is then in no product: NaN
+        times an attention, or a gradient, of 0 would be NaN."""
+        return Features(torch.where(self.mask[..., None], self.local, 0.0), self.pooled, self.mask)
 
     def detach(self) -> Features:
         """The same values without gradient."""
@@ -94,7 +99,7 @@ def mask_from_lengths(lengths: Tensor, size: int, device: torch.device) -> Tenso
     if lengths.dim() != 1:
         raise ValueError(f"lengths: expected shape (B,), got {tuple(lengths.shape)}")
     # Lengths usually live on the CPU (an RNN wants them there), where this look costs no wait for a GPU.
-    if lengths.device.type == "cpu" and len(lengths):
+    if lengths.device.type == "cpu" and len(lengths) and is_readable(lengths):
         low, high = int(lengths.min()), int(lengths.max())
         if low < 1:
             raise ValueError(f"lengths: expected at least one word in every caption, got a length of {low}")

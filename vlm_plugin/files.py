@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -16,6 +17,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+from vlm_plugin.foreign import foreign, without_wrappers
 
 # torch is imported where it is needed: a command that writes text alone starts without it.
 if TYPE_CHECKING:
@@ -263,6 +266,96 @@ def _sync(folder: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
+class NotAFileError(OSError):
+    """Something else than a file has the name; `strerror` says what, as in "a pipe"."""
+
+    def __str__(self) -> str:
+        """One sentence that names it."""
+        return f"{self.filename}: expected a file, found {self.strerror}"
+
+
+class _LeadsNowhereError(NotAFileError, FileNotFoundError):
+    """A link to what is not there."""
+
+
+def open_file(path: str | os.PathLike) -> BinaryIO:
+    """Open a regular file, to read bytes: this never waits, as opening a pipe does, and no device is touched.
+
+    Raises:
+        FileNotFoundError: there is no such file, or a link leads nowhere.
+        NotAFileError: it is a folder, a pipe, a socket, a device, or a link that leads back to itself.
+        OSError: the system refuses.
+    """
+    _check_regular(path, _status(path))
+    return open(path, "rb", opener=_without_waiting)
+
+
+def refusal(error: OSError) -> str:
+    """What follows "expected a picture, " where `open_file`, or reading what it opened, raised an error."""
+    if isinstance(error, NotAFileError):
+        return f"found {error.strerror}"
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return "found no such file"
+    return f"but reading it failed ({error.strerror or error})"
+
+
+def lies_at(path: str | os.PathLike) -> bool:
+    """Whether something has a file's name that is no folder; `open_file` may refuse it."""
+    return os.path.lexists(path) and not os.path.isdir(path)
+
+
+def check_folder(path: str | os.PathLike, expected: str) -> None:
+    """Refuse what is no folder.
+
+    Args:
+        path: the folder.
+        expected: what it should be, for the message.
+
+    Raises:
+        FileNotFoundError: it is none; the message says "no such folder", or what kind of link it is.
+    """
+    try:
+        there, what = stat.S_ISDIR(_status(path).st_mode), "no such folder"
+    except NotAFileError as error:
+        there, what = False, error.strerror
+    except OSError as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        there, what = False, "no such folder" if missing else f"none that can be opened ({error.strerror})"
+    if not there:
+        raise FileNotFoundError(f"{path}: expected {expected}, found {what}")
+
+
+def _status(path: str | os.PathLike) -> os.stat_result:
+    """The status of what a path leads to; a link that leads nowhere, or around, is said to be one."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        name = os.fspath(path)
+        if error.errno == errno.ELOOP:
+            raise NotAFileError(error.errno, "a link that leads back to itself", name) from None
+        if error.errno == errno.ENOENT and os.path.islink(name):
+            what = f"a link to {os.readlink(name)}, which is not there"
+            raise _LeadsNowhereError(error.errno, what, name) from None
+        raise
+
+
+def _check_regular(path: str | os.PathLike, status: os.stat_result) -> None:
+    mode = status.st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        raise NotAFileError(errno.EINVAL, kinds.get(stat.S_IFMT(mode), "a device"), os.fspath(path))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has none
+    try:
+        _check_regular(path, os.fstat(handle))  # something else may lie there by now
+    except NotAFileError:
+        os.close(handle)
+        raise
+    return handle
+
+
 def read_checkpoint(path: str | os.PathLike, expected_format: str, newest_version: int) -> dict:
     """Read one of this package's files without executing code from it.
 
@@ -292,7 +385,9 @@ def read_file(path: str | os.PathLike, what: str) -> object:
         told = content.pop(_CHECKSUM, None) if isinstance(content, dict) else None
         right = told is None or told == _checksum(content)
     except Exception as error:
-        raise ValueError(f"{path}: not a readable {what} ({type(error).__name__})") from error
+        found = foreign(path)
+        reason = f", but {found}" if found else f" ({type(error).__name__})"
+        raise ValueError(f"{path}: not a readable {what}{reason}") from error
     if not right:
         raise ValueError(f"{path}: expected the content that was written there, got another: the file is damaged")
     return content
@@ -345,7 +440,7 @@ def find_file(path: str | os.PathLike) -> Path:
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in a file, on the CPU; nothing in the file is executed.
+    """The state dict in a file, on the CPU, without the prefixes of wrappers; nothing in the file is executed.
 
     Raises:
         OSError: the file cannot be opened.
@@ -354,16 +449,17 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     import torch
 
     name = os.fspath(path)
-    with open(name, "rb") as file:
+    with open_file(name) as file:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             # Damaged or foreign files fail with nearly any type of exception.
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            raise ValueError(f"{name}: expected a file of network weights, but reading it failed ({reason})") from error
+            got = f"got {found}" if (found := foreign(name)) else f"but reading it failed ({reason})"
+            raise ValueError(f"{name}: expected a file of network weights, {got}") from error
     if not isinstance(state, Mapping) or not state or not all(map(torch.is_tensor, state.values())):
         raise ValueError(f"{name}: expected a state dict (parameter name -> Tensor), got {type(state).__name__}")
-    return dict(state)
+    return without_wrappers(state)
 
 
 def not_finite(content: object, name: str = "") -> str | None:

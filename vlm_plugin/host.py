@@ -7,6 +7,7 @@ stall) is remembered by the door. Messages name the argument, what was expected 
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import warnings
@@ -16,7 +17,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlm_plugin.checks import as_integers, check_image_range, check_number, first_tensor, fits_dtype, is_image_batch
+from vlm_plugin.checks import (
+    as_integers,
+    check_image_range,
+    check_number,
+    first_tensor,
+    fits_dtype,
+    is_image_batch,
+    is_readable,
+    is_transformed,
+)
 from vlm_plugin.features import Features, as_features, check_features
 from vlm_plugin.matcher.identity import check_fingerprints, unwrapped, warn_if_untrained
 from vlm_plugin.matcher.image_encoders import encode_checked
@@ -24,6 +34,8 @@ from vlm_plugin.matcher.vlm import VLM, check_vlm
 from vlm_plugin.matcher.vocabulary import Vocabulary
 
 TERMS = ("vlm_local", "vlm_global", "vlm_general", "vvm_local", "vvm_global", "vvm_general")
+# How many batches' class ids on a GPU are looked at: each look waits for it.
+LOOKS = 3
 # A share of unknown words that says that captions are not those a matcher was made for.
 FOREIGN_SHARE = 0.2
 
@@ -46,7 +58,7 @@ class Given(NamedTuple):
     real: Tensor | None
     """`(B, 3, H', W')` in the encoder's own range; None where no term needs them."""
     ids: Tensor | None
-    """`(B,)` int64 on the pictures' device; rows of equal id are no negatives of each other."""
+    """`(B,)` int64, where they were; rows of equal id are no negatives of each other."""
 
 
 def half_of(term: str) -> str:
@@ -114,6 +126,32 @@ def check_numbers(**numbers: float) -> None:
         check_number(name, value, positive=name.startswith("gamma"))
 
 
+def freeze(part: nn.Module, *, training: bool = False) -> None:
+    """Freeze a part of the loss and put it into eval mode, or training mode, as far as it is not so yet.
+
+    Raises:
+        ValueError: a weight that cannot be frozen, or through which no gradient would flow to the pictures.
+    """
+    # Not `requires_grad_`: torch.func refuses it within what it transforms, whatever it would change.
+    for name, parameter in part.named_parameters():
+        if parameter.requires_grad:
+            if is_transformed(parameter) or not parameter.is_leaf:
+                raise ValueError(
+                    f"{name}: expected a frozen weight of the matcher, got one that is differentiated: leave the "
+                    "loss's weights out of what torch.func is given, or hold the loss beside the generator"
+                )
+            parameter.requires_grad = False
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+        for name, tensor in itertools.chain(part.named_parameters(), part.named_buffers()):
+            if tensor.is_inference():
+                raise ValueError(
+                    f"{name}: expected an ordinary tensor, got one made under torch.inference_mode, through which no "
+                    "gradient flows: build, cast and move the matcher outside of it"
+                )
+    if any(module.training is not training for module in part.modules()):
+        part.train(training)
+
+
 def check_augment(augment: Callable[[Tensor], Tensor] | None) -> None:
     """Refuse an augmentation that cannot be called.
 
@@ -159,6 +197,8 @@ class FrontDoor:
         self._words_seen = False
         self._captions_seen = False
         self._regions_seen = False
+        self._ids_seen = 0
+        self._alone_told = False
 
     def check(
         self,
@@ -221,7 +261,7 @@ class FrontDoor:
         if self._has_empty_row(features.mask, self._regions_seen):
             raise ValueError("image_encoder: expected at least one region of every image, got a mask without any")
         self._regions_seen = True
-        return features
+        return features.without_padding()
 
     def tokenise(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Captions as ids `(B, T)` of the matcher's own vocabulary, and their lengths `(B,)`.
@@ -292,7 +332,7 @@ class FrontDoor:
         if self._has_empty_row(text.mask, self._captions_seen):
             raise ValueError("text: expected at least one word in every caption, got an empty one")
         self._captions_seen = True
-        return text.detach()
+        return text.detach().without_padding()
 
     def _check_real(self, real: Tensor | None, asked: Sequence[str], fake: Tensor, like: Tensor) -> Tensor | None:
         """The real pictures, for the terms that ask for them; None where none does. They are looked at wherever they
@@ -309,7 +349,7 @@ class FrontDoor:
     @staticmethod
     def _has_empty_row(mask: Tensor, seen: bool) -> bool:
         # Asking a GPU at every step would stall it, so there the first batch alone is looked at.
-        return (mask.device.type == "cpu" or not seen) and not bool(mask.any(1).all())
+        return (mask.device.type == "cpu" or not seen) and is_readable(mask) and not bool(mask.any(1).all())
 
     def _in_range(self, images: Tensor, target: tuple[float, float]) -> Tensor:
         """Pictures of `image_range` in the encoder's range."""
@@ -320,7 +360,7 @@ class FrontDoor:
 
     def _look_at_fake(self, fake: Tensor) -> None:
         """Warn of a first batch that seems to be of another range. A generator's values are never refused."""
-        if self._fake_seen:
+        if self._fake_seen or not is_readable(fake):
             return
         self._fake_seen = True
         (low, high), (least, most) = self.image_range, (float(value) for value in torch.aminmax(fake))
@@ -350,9 +390,37 @@ class FrontDoor:
                 stacklevel=4,
             )
 
+    def look_at_rows(self, terms: Sequence[str], rows: int, ids: Tensor | None) -> None:
+        """Warn, once, of a batch in which no row has a negative: terms that compare rows are then 0.
+
+        Args:
+            terms: the terms that are on.
+            rows: how many rows there are, over all ranks.
+            ids: their groups; None where each is one of its own.
+        """
+        alone = [term for term in terms if not term.endswith("_general")]
+        if self._alone_told or not alone or torch.compiler.is_compiling():
+            return
+        if rows > 1 and not self._all_alike(ids):
+            return
+        self._alone_told = True
+        what = "fake: one row" if rows == 1 else f"class_ids: {rows} rows of one class"
+        # On behalf of who calls the loss: past `_gather_all`, `forward` and the two of nn.Module's call.
+        warnings.warn(
+            f"{what}, so no row of this batch has a negative, and {', '.join(alone)} are 0 without gradient: give "
+            "batches of several rows and classes; where each picture is a thing of its own, leave class_ids out",
+            stacklevel=6,
+        )
+
+    def _all_alike(self, ids: Tensor | None) -> bool:
+        if ids is None or (ids.device.type != "cpu" and self._ids_seen >= LOOKS) or not is_readable(ids):
+            return False
+        self._ids_seen += 1
+        return bool((ids == ids[0]).all())
+
     def check_range(self, real: Tensor) -> None:
         """Compare real pictures with `image_range`, until a batch has told: uniform pictures fit any range."""
-        if self._range_known:
+        if self._range_known or not is_readable(real):
             return
         low, high = self.image_range
         least, most = float(real.min()), float(real.max())
@@ -385,7 +453,7 @@ def _check_class_ids(class_ids: Tensor | Sequence[int] | None, fake: Tensor) -> 
     ids = as_integers(class_ids, "class_ids")
     if ids.shape != (len(fake),):
         raise ValueError(f"class_ids: expected shape ({len(fake)},), got {tuple(ids.shape)}")
-    return ids.to(fake.device, torch.int64, non_blocking=True)
+    return ids.to(torch.int64)
 
 
 def check_anchors(anchors: Mapping[str, Features], image: Features) -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vlm_plugin import distributed
-from vlm_plugin.checks import first_tensor
+from vlm_plugin.checks import first_tensor, without_autocast
 from vlm_plugin.features import Features, check_features
 from vlm_plugin.host import (
     TERMS,
@@ -22,6 +22,7 @@ from vlm_plugin.host import (
     check_parts,
     check_terms,
     check_trained,
+    freeze,
     half_of,
     terms_of,
 )
@@ -52,6 +53,8 @@ class Rows(NamedTuple):
     every: Features
 
 
+# Attributes that are numbers: a host may set them between two calls.
+NUMBERS = ("lambda_vvm", "lambda_vlm", "gamma1", "gamma2", "gamma3", "gamma3_local")
 # What the scorer calls the anchors of a half.
 KINDS = {"vlm": "caption", "vvm": "image"}
 
@@ -114,18 +117,15 @@ class DualVLMLoss(nn.Module):
     ) -> None:
         super().__init__()
         parts = check_parts(vlm, image_encoder, scorer, text_encoder)
-        check_augment(augment)
-        self.terms = check_terms(terms, has_scorer=parts.scorer is not None)
+        self.image_encoder, self.scorer, self.text_encoder = parts
+        self.terms = terms
         self._door = FrontDoor(image_range, vlm)
-        check_numbers(lambda_vvm=lambda_vvm, lambda_vlm=lambda_vlm, gamma1=gamma1, gamma2=gamma2, gamma3=gamma3)
-        gamma3_local = gamma2 * gamma3 if gamma3_local is None else gamma3_local
-        check_numbers(gamma3_local=gamma3_local)
+        self.lambda_vvm, self.lambda_vlm = lambda_vvm, lambda_vlm
+        self.gamma1, self.gamma2, self.gamma3 = gamma1, gamma2, gamma3
+        self.gamma3_local = gamma2 * gamma3 if gamma3_local is None else gamma3_local
+        self.augment = augment
         if not allow_other_encoders:
             check_trained(parts, self.terms)
-        self.image_encoder, self.scorer, self.text_encoder = parts
-        self.lambda_vvm, self.lambda_vlm = lambda_vvm, lambda_vlm
-        self.gamma1, self.gamma2, self.gamma3, self.gamma3_local = gamma1, gamma2, gamma3, gamma3_local
-        self.augment = augment
         self.process_group = process_group
         self._freeze()
 
@@ -133,6 +133,16 @@ class DualVLMLoss(nn.Module):
     def image_range(self) -> tuple[float, float]:
         """Lowest and highest value of the host's images."""
         return self._door.image_range
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # What a host may change between two calls is looked at as in the constructor.
+        if name in NUMBERS:
+            check_numbers(**{name: value})
+        elif name == "augment":
+            check_augment(value)
+        elif name == "terms":
+            value = check_terms(value, has_scorer=self.scorer is not None)
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         return f"lambda_vvm={self.lambda_vvm}, lambda_vlm={self.lambda_vlm}, terms={self.terms}"
@@ -182,9 +192,14 @@ class DualVLMLoss(nn.Module):
         image, anchors = self._encode_all(fake, text, real)
         images, anchors, excluded = self._gather_all(image, anchors, ids)
         values = {name: self._term(name, images, anchors, excluded) for name in self.terms}
+        return LossOutput(self._total(values, fake), {name: value.detach() for name, value in values.items()})
+
+    def _total(self, values: Mapping[str, Tensor], fake: Tensor) -> Tensor:
+        """The weighted sum. A term of weight 0 is no part of it: 0 times infinity, or its gradient, would be NaN."""
         weights = {"vlm": self.lambda_vlm, "vvm": self.lambda_vvm}
-        total = sum(weights[half_of(name)] * value for name, value in values.items())
-        return LossOutput(total, {name: value.detach() for name, value in values.items()})
+        parts = [weights[half_of(name)] * value for name, value in values.items() if weights[half_of(name)] != 0]
+        # The sum of no pixels: 0, and gradients of 0 for a host that asks for them.
+        return sum(parts) if parts else fake[:0].sum().to(next(iter(values.values())).dtype)
 
     def _encode_all(
         self, fake: Tensor, text: Features | None, real: Tensor | None
@@ -208,7 +223,12 @@ class DualVLMLoss(nn.Module):
         excluded = None
         # After the images, whose gathering makes sure that every rank has as many rows, and ids or none.
         if ids is not None and not all(name.endswith("_general") for name in self.terms):
-            excluded = ids[:, None] == distributed.gather(ids, self.process_group)[None, :]
+            own = ids.to(image.pooled.device, non_blocking=True)
+            every = distributed.gather(own, self.process_group)
+            excluded = own[:, None] == every[None, :]
+            # With one process those that the host gave, which seldom are on a GPU.
+            ids = ids if every is own else every
+        self._door.look_at_rows(self.terms, len(images.every.pooled), ids)
         gathered = {half: self._gather(anchor, terms_of(half, self.terms)) for half, anchor in anchors.items()}
         return images, gathered, excluded
 
@@ -254,8 +274,10 @@ class DualVLMLoss(nn.Module):
 
     def _freeze(self) -> None:
         # Again at every call: a host may have called requires_grad_() or train() on a module that it shares with us.
-        self.requires_grad_(False)
-        self.train(False)
+        for part in self.children():
+            # Torch.compile cannot look into an LSTM, and what it traces needs none.
+            if not (part is self.text_encoder and torch.compiler.is_compiling()):
+                freeze(part, training=part is self.augment)
 
     def encode_text(self, captions: Sequence[str]) -> Features:
         """Anchors from strings, tokenised with the matcher's own vocabulary.
@@ -300,5 +322,5 @@ class DualVLMLoss(nn.Module):
         weight = first_tensor(self.text_encoder, self.image_encoder)
         if isinstance(tokens, Tensor) and weight is not None:
             tokens = tokens.to(weight.device)
-        with torch.autocast("cpu" if weight is None else weight.device.type, enabled=False):
+        with without_autocast(torch.device("cpu") if weight is None else weight.device):
             return check_features(self.text_encoder(tokens, lengths), "text_encoder").detach()

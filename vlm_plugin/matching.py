@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlm_plugin.checks import without_autocast
 from vlm_plugin.features import Features
 
 # A vector shorter than this has no direction: its cosine with anything is 0 and it receives no gradient.
@@ -38,7 +39,7 @@ def at_least_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         kwargs = {k: raised(v) for k, v in kwargs.items()}
         given = (part for a in (*args, *kwargs.values()) for part in (a if isinstance(a, Features) else (a,)))
         tensor = next(part for part in given if isinstance(part, Tensor))
-        with torch.autocast(tensor.device.type, enabled=False):
+        with without_autocast(tensor.device):
             return function(*args, **kwargs)
 
     return wrapper
@@ -163,7 +164,7 @@ def contrastive_loss(scores: Tensor, positives: Tensor, excluded: Tensor | None 
     Source: ours, after DAMSM's posterior.
     """
     if excluded is not None:
-        is_positive = F.one_hot(positives, scores.shape[1]).bool()
+        is_positive = positives[:, None] == torch.arange(scores.shape[1], device=scores.device)
         scores = scores.masked_fill(excluded & ~is_positive, float("-inf"))
     return F.cross_entropy(scores, positives)
 

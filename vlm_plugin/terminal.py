@@ -28,7 +28,8 @@ def check_outside(out: str | os.PathLike, data: str | os.PathLike, what: str = "
     Raises:
         ValueError: `out` is the folder `data` or lies in it.
     """
-    inner, outer = Path(out).resolve(), Path(data).resolve()
+    # Not resolve(), which raises at a link that leads around.
+    inner, outer = Path(os.path.realpath(out)), Path(os.path.realpath(data))
     if inner == outer or outer in inner.parents:
         raise ValueError(f"--out {out}: expected a {what} outside of the data folder {data}, got one inside")
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from vlm_plugin.files import open_file
+from vlm_plugin.foreign import foreign
 from vlm_plugin.opcodes import Machine, RefusedError, shown
 
 __all__ = ["load_pickle"]
@@ -317,7 +319,7 @@ def load_pickle(path: str | os.PathLike[str]) -> object:
             file of its size can need, or is truncated or no pickle at all.
     """
     name = os.fspath(path)
-    with open(name, "rb") as file:
+    with open_file(name) as file:
         data = file.read()
     try:
         try:
@@ -329,4 +331,5 @@ def load_pickle(path: str | os.PathLike[str]) -> object:
     except Exception as error:
         # A damaged pickle can fail with nearly any type of exception: EOFError, KeyError, OverflowError, ...
         reason = f"{type(error).__name__}: {error}"[:200]
-        raise ValueError(f"{name}: expected a complete pickle file, but reading it failed ({reason})") from error
+        got = f"got {found}" if (found := foreign(name)) else f"but reading it failed ({reason})"
+        raise ValueError(f"{name}: expected a complete pickle file, {got}") from error

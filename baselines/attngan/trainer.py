@@ -48,8 +48,8 @@ class AttnGAN(Trainer):
         )  # fmt: skip
         self.settings, self.matcher = settings, matcher
 
-    def step(self, batch: Batch, text: Features, step: int, vlm_loss: DualVLMLoss | None) -> dict[str, Tensor]:
-        """One update of the discriminators and the generator; see `Trainer.step`."""
+    def update(self, batch: Batch, text: Features, step: int, vlm_loss: DualVLMLoss | None) -> dict[str, Tensor]:
+        """One update of the discriminators and the generator; see `Trainer.update`."""
         s, condition = self.settings, self.condition(text)
         judges = list(self.discriminators.values())
         reals = [_resized(batch.images, size) for size in self.generator.image_sizes]

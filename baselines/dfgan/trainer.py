@@ -45,8 +45,8 @@ class DFGAN(Trainer):
             noise_dim=settings.z_dim, image_size=size, device=device, dtype=dtype,
         )  # fmt: skip
 
-    def step(self, batch: Batch, text: Features, step: int, vlm_loss: DualVLMLoss | None) -> dict[str, Tensor]:
-        """One update of discriminator and generator; DF-GAN reads the sentence vectors alone. See `Trainer.step`."""
+    def update(self, batch: Batch, text: Features, step: int, vlm_loss: DualVLMLoss | None) -> dict[str, Tensor]:
+        """One update of discriminator and generator; DF-GAN reads the sentence vectors alone. See `Trainer.update`."""
         sentence = self.condition(text).pooled
         discriminator, head = self.discriminators["discriminator"], self.discriminators["head"]
         with self.autocast():

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.cost.arms import main, size_of, table
+from benchmarks.cost.arms import Bench, main, size_of, table
 from benchmarks.quality.plan import ARMS
-from vlm_plugin import TERMS
+from vlm_plugin import TERMS, Features
+from vlm_plugin.data.dataset import Batch
 
 
 def test_size_does_not_depend_on_the_batch() -> None:
@@ -26,6 +27,14 @@ def test_arms_of_the_comparison_pull_about_as_hard(
 ) -> None:
     monkeypatch.setattr("benchmarks.cost.arms.BIRDS_FOLDER", tmp_path / "birds")
     monkeypatch.setattr("benchmarks.cost.arms.BIRDS", {"train": 40, "validation": 0, "test": 2, "size": 64, "seed": 3})
+    whole = Bench.costs
+
+    def costs_of_four(bench: Bench) -> dict[str, float]:
+        bench.batches = [Batch(*(None if part is None else part[:4] for part in batch)) for batch in bench.batches]
+        bench.texts = [Features(text.local[:4], text.pooled[:4], text.mask[:4]) for text in bench.texts]
+        return whole(bench)
+
+    monkeypatch.setattr(Bench, "costs", costs_of_four)
     torch_threads = torch.get_num_threads()
     main(["--batches", "1", "--results", str(tmp_path / "arms.json")])
     torch.set_num_threads(torch_threads)

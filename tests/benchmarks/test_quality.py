@@ -375,6 +375,7 @@ def test_a_grid_that_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert path.stat().st_mtime_ns == written
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_recipe_is_chosen_on_the_validation_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.quality.run.CAPTIONS", 2)
     birds = {"train": 20, "validation": 12, "test": 10, "size": tiny.SIZE, "seed": 5}
@@ -392,6 +393,7 @@ def test_a_recipe_is_chosen_on_the_validation_split(tmp_path: Path, monkeypatch:
         assert row[weight] == pytest.approx(2 * getattr(ARMS[run.arm], weight))
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_the_emoji_have_their_own_matcher_and_evaluator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def made(arguments: list[str]) -> None:
         folder = Path(arguments[0])

@@ -64,6 +64,7 @@ def test_both_parts_are_the_distance() -> None:
     assert sum(parts_of_distance(real, real)) == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_runs_are_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

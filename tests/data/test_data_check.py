@@ -21,6 +21,7 @@ from vlm_plugin.cli.main import main
 from vlm_plugin.data import open_split
 from vlm_plugin.data.check import Finding, Report, Split, check, draw_sheet, render
 
+NOTHING = "nothing to tell apart"
 Row = tuple[str, str | Sequence[str]]
 
 
@@ -50,7 +51,7 @@ def clean(tmp_path: Path) -> Path:
         picture(root / "train" / name, size)
     rows = [("a.png", ["A red bird.", "a small red bird on a branch"]), ("b.png", "two birds"), ("c.png", "no bird!")]
     write_rows(root / "train", rows)
-    write_rows(root / "test", [("d.png", "a red red fish swims")])
+    write_rows(root / "test", [("d.png", "a red red fish swims"), ("e.png", "a red bird")])
     return root
 
 
@@ -84,9 +85,9 @@ def test_counts_of_a_sound_set(clean: Path) -> None:
     assert report.splits == [
         # Words: a red bird small on branch two birds no.
         Split("train", 3, 4, 0, 9, (2, 2.5, 7), ((33, 32), (64, 40), (90, 100)), 0),
-        Split("test", 1, 1, 0, 4, (5, 5, 5), ((40, 50),) * 3, 0),
+        Split("test", 2, 2, 0, 5, (3, 4, 5), ((40, 50),) * 3, 0),
     ]
-    assert report.unseen == (2, 2 / 5)  # fish, swims
+    assert report.unseen == (2, 2 / 8)  # fish, swims
 
 
 def test_the_table(clean: Path) -> None:
@@ -96,7 +97,7 @@ def test_the_table(clean: Path) -> None:
     assert lines[3].split() == [
         "train", "3", "4", "none", "none", "9", "2", "/", "2.5", "/", "7", "33x32", "/", "64x40", "/", "90x100",
     ]  # fmt: skip
-    assert "words of test that train never says: 2 (40.0% of all words)" in lines
+    assert "words of test that train never says: 2 (25.0% of all words)" in lines
     assert lines[-1] == "no problems"
 
 
@@ -127,7 +128,7 @@ def test_from_inside_the_folder_nothing_is_written_into_it_either(
     root = tmp_path / "pairs"
     for name in ("a", "b", "more/c"):
         # A palette is worth a note, so that there is a list of problems as well.
-        picture(root / f"{name}.png", mode="P").with_suffix(".txt").write_text("a bird\n")
+        picture(root / f"{name}.png", mode="P").with_suffix(".txt").write_text(f"{name}\n")
     before = snapshot(root)
     monkeypatch.chdir(tmp_path / here)
     assert main(["data", "check", "." if here == "pairs" else ".."]) == 0
@@ -196,7 +197,9 @@ def faulty(clean: Path) -> Path:
     picture(folder / "dot.png", (1, 1))
     names = ["halved.jpg", "notes.png", "nothing.png", "bomb.png", "missing.png"]
     names += ["cmyk.jpg", "deep.png", "palette.png", "clear.png", "turned.jpg", "dot.png"]
-    write_rows(folder, [("a.png", "a bird"), *((name, "a bird") for name in names)])
+    for name in ("b.png", "c.png"):
+        (folder / name).unlink()
+    write_rows(folder, [("a.png", "a bird"), *((name, f"bird {name}") for name in names)])
     return clean
 
 
@@ -249,7 +252,7 @@ def test_every_fault_of_captions(tmp_path: Path) -> None:
         "missing files": {"alone.txt"},
         "captions without a word": {"marks"},
     }
-    assert notes.keys() == {"metadata and captions", "captions without a word", "long captions"}
+    assert notes.keys() == {"metadata and captions", "captions without a word", "long captions", NOTHING}
     assert notes["metadata and captions"] == {"latin.txt", "nobody.txt"}
     assert notes["captions without a word"] == {"partly"}
     (long,) = of(report, "long captions")
@@ -268,7 +271,7 @@ def write_cub(root: Path, boxes: Sequence[str]) -> Path:
     tables = {
         "images.txt": images,
         "classes.txt": ["001.Wren"],
-        "image_class_labels.txt": ["1"] * len(boxes),
+        "image_class_labels.txt": [str(1 + i % 2) for i in range(len(boxes))],
         "train_test_split.txt": ["1"] * (len(boxes) - 1) + ["0"],
         "bounding_boxes.txt": boxes,
     }
@@ -287,9 +290,9 @@ def test_every_fault_of_boxes(tmp_path: Path) -> None:
     assert any(name.startswith("1.jpg") or "line 2" in name for name in bad)  # no area
     assert "3.jpg" in bad  # wholly outside
     assert len(bad) == 2
-    assert names_of(report, fatal=False) == {"boxes that reach outside": {"2.jpg", "4.jpg"}}
+    assert names_of(report, fatal=False) == {"boxes that reach outside": {"2.jpg", "4.jpg"}, NOTHING: {"split test"}}
     assert "it is cut off there" in of(report, "boxes that reach outside")[0].what
-    assert report.splits[0].classes == 1
+    assert report.splits[0].classes == 2
     assert report.splits[1].boxes == 1
 
 
@@ -303,7 +306,7 @@ def test_splits_of_other_names_come_last(tmp_path: Path) -> None:
         (tmp_path / split / "filenames.pickle").write_bytes(pickle.dumps([name], protocol=2))
     report = check(tmp_path)
     assert [split.name for split in report.splits] == ["train", "validation", "test", "example", "extra"]
-    assert report.fatal == 0
+    assert names_of(report, fatal=True) == {NOTHING: {"split train"}}
 
 
 def test_metadata_of_differing_lengths(tmp_path: Path) -> None:
@@ -315,7 +318,7 @@ def test_metadata_of_differing_lengths(tmp_path: Path) -> None:
             picture(root / "CUB_200_2011" / "images" / f"{name}.jpg")
             caption = root / "text" / f"{name}.txt"
             caption.parent.mkdir(parents=True, exist_ok=True)
-            caption.write_text("a bird\n")
+            caption.write_text(f"{name}\n")
         (root / split / "filenames.pickle").write_bytes(pickle.dumps(names, protocol=2))
         (root / split / "class_info.pickle").write_bytes(pickle.dumps([1, 1], protocol=2))
     report = check(root)
@@ -323,7 +326,48 @@ def test_metadata_of_differing_lengths(tmp_path: Path) -> None:
     assert names_of(report, fatal=True) == {"metadata and captions": {"class_info.pickle"}}
 
 
+@pytest.mark.parametrize(
+    ("same_text", "classes", "what"),
+    [
+        (True, None, "expected captions that tell pictures apart, got the same for all 6"),
+        (True, 1, "expected captions that tell pictures apart, got the same for all 6"),
+        (False, 0, "expected pictures of two classes or more, got 6 of the one class 1"),
+        (False, None, None),
+        (False, 1, None),
+    ],
+)
+def test_nothing_to_learn_is_said(tmp_path: Path, same_text: bool, classes: int | None, what: str | None) -> None:
+    (tmp_path / "text").mkdir()
+    names = [str(i) for i in range(8)]
+    for name in names:
+        picture(tmp_path / "images" / f"{name}.png")
+        (tmp_path / "text" / f"{name}.txt").write_text("a photo" if same_text else f"a photo of {name}")
+    for split, some in {"train": names[:6], "test": names[6:]}.items():
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "filenames.pickle").write_bytes(pickle.dumps(some, protocol=2))
+        if classes is not None:
+            ids = [1 + classes * (int(name) % 2) for name in some]
+            (tmp_path / split / "class_info.pickle").write_bytes(pickle.dumps(ids, protocol=2))
+    found = [
+        (finding.where, finding.fatal, finding.what.partition(" (")[0]) for finding in of(check(tmp_path), NOTHING)
+    ]
+    in_test = None if what is None else what.replace("6", "2")
+    told = [] if what is None else [("split train", True, what), ("split test", False, in_test)]
+    assert [(where, fatal, said.partition(":")[0]) for where, fatal, said in found] == told
+    assert main(["data", "check", str(tmp_path), "--out", str(tmp_path.parent / "nothing.png")]) == bool(told)
+
+
+def test_one_usable_picture_of_a_split_is_too_few(clean: Path) -> None:
+    (clean / "test" / "e.png").write_bytes(b"no picture")
+    report = check(clean)
+    assert [(finding.where, finding.fatal) for finding in of(report, NOTHING)] == [("split test", False)]
+    assert of(report, NOTHING)[0].what.startswith("expected two pictures or more, got 1: no matcher can be chosen")
+    (clean / "test" / "d.png").write_bytes(b"no picture")
+    assert of(check(clean), NOTHING)[0].what.startswith("expected two pictures or more, got none")
+
+
 def test_two_pictures_of_one_name(clean: Path) -> None:
+    (clean / "train" / "c.png").unlink()
     write_rows(clean / "train", [("a.png", "a bird"), ("a.jpg", "another bird"), ("b.png", "a third")])
     report = check(clean)
     (finding,) = report.findings
@@ -471,3 +515,29 @@ def test_an_encoding_without_a_name_of_the_data_loses_no_finding(
     assert f"train/b{escaped}" in terminal.buffer.getvalue().decode("ascii")
     assert (tmp_path / "sheet.png").is_file()
     assert "train/bcaf" in (tmp_path / "sheet.png.txt").read_text(encoding="utf-8")
+
+
+UNDIVIDED = {
+    "Thai": ("แผ่นกลมสีแดงบนพื้นเรียบ", "แผ่นกลม สีแดง บน พื้น เรียบ"),
+    "kana": ("あかいまるいいたがあります", "あかい まるい いた が あります"),
+    "Lao": ("ນົກນ້ອຍສີແດງນັ່ງຢູ່ເທິງກິ່ງໄມ້", "ນົກ ນ້ອຍ ສີແດງ ນັ່ງ ຢູ່ ເທິງ ກິ່ງໄມ້"),
+    "Khmer": ("បក្សីពណ៌ក្រហមនៅលើមែកឈើ", "បក្សី ពណ៌ ក្រហម នៅ លើ មែក ឈើ"),
+    "Burmese": ("သစ်ကိုင်းပေါ်မှာငှက်နီလေးရှိတယ်", "သစ်ကိုင်း ပေါ်မှာ ငှက် နီ လေး ရှိတယ်"),
+    "Chinese": (None, "一个红色的圆盘在白色的背景上面"),
+    "Japanese": (None, "赤い円盤があります"),
+    "English": (None, "incomprehensibilities"),
+}
+
+
+@pytest.mark.parametrize(("together", "apart"), UNDIVIDED.values(), ids=UNDIVIDED)
+def test_captions_without_blanks_are_one_word_each(tmp_path: Path, together: str | None, apart: str) -> None:
+    for number in range(3):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    for text in filter(None, (together, apart)):
+        for number in range(3):
+            (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+        found = [
+            finding.what for finding in check(tmp_path).findings if finding.kind == "captions that are not divided"
+        ]
+        assert bool(found) == (text == together)
+        assert all("one word" in what and "put blanks between" in what for what in found)

@@ -572,7 +572,7 @@ def test_workers_do_not_draw_alike(gradient: Path) -> None:
 def test_bad_pictures_are_named(gradient: Path, tmp_path: Path) -> None:
     contents = {
         "text.jpg": (b"not a picture", "expected a picture, got a file of no format that Pillow knows"),
-        "empty.png": (b"", "expected a picture, got a file of no format that Pillow knows"),
+        "empty.png": (b"", "expected a picture, got an empty file"),
         "half.png": (gradient.read_bytes()[:200], "expected a picture, but reading it failed"),
     }
     for name, (content, what) in contents.items():

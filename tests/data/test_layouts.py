@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from vlm_plugin.data import CaptionedImages, Problem, Record, Records, find_layout, layouts, list_splits, open_split
-from vlm_plugin.data.records import stop
+from vlm_plugin.data.records import nothing_to_learn, stop
 
 
 class Picture(NamedTuple):
@@ -377,3 +377,25 @@ def test_only_fatal_problems_stop_and_a_missing_file_says_so() -> None:
         stop(Problem("a.txt, line 3", "expected this, got that"))
     with pytest.raises(FileNotFoundError, match=r"^a\.txt: expected this$"):
         stop(Problem("a.txt", "expected this", missing=True))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "reason"),
+    [
+        ([], "expected two pictures or more, got none"),
+        ([(None, "a dog")], "expected two pictures or more, got 1"),
+        (
+            [(7, "a dog"), (7, "a cat"), (7, "a cow")],
+            "expected pictures of two classes or more, got 3 of the one class 7",
+        ),
+        ([(None, "a dog"), (None, "A  dog")], "expected captions that tell pictures apart, got the same for all 2"),
+        ([(1, "a dog"), (2, "a dog")], "expected captions that tell pictures apart, got the same for all 2"),
+        ([(0, "a dog"), (0, "a dog")], "expected pictures of two classes or more, got 2 of the one class 0"),
+        ([(None, "a dog"), (None, "a cat")], None),
+        ([(1, "a dog"), (1, "a cat"), (2, "a dog")], None),
+    ],
+)
+def test_nothing_to_learn(pictures: list[tuple[int | None, str]], reason: str | None) -> None:
+    records = [Record(str(i), Path(f"{i}.png"), (text,), group, None) for i, (group, text) in enumerate(pictures)]
+    found = nothing_to_learn(Records(records))
+    assert found is None if reason is None else found.startswith(reason)

@@ -32,9 +32,9 @@ def test_other_text_is_read_as_latin_1_and_said_to_be(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    (tmp_path / "wide").write_bytes("a caption".encode("utf-16"))
-    for name in ("nothing", "folder", "file/below"):
-        with pytest.raises(FileNotFoundError, match=f"{name}: expected a text file, found no such file"):
+    (tmp_path / "wide").write_bytes("a caption".encode("utf-16-le"))
+    for name, found in {"nothing": "no such file", "folder": "a folder", "file/below": "no such file"}.items():
+        with pytest.raises(FileNotFoundError, match=f"{name}: expected a text file, found {found}"):
             read_text(tmp_path / name, stop)
     with pytest.raises(ValueError, match=r"n: expected a text file, but reading it failed \(File name too long\)"):
         read_text(tmp_path / ("n" * 300), stop)

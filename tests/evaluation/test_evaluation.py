@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from vlm_plugin import VLM
 from vlm_plugin.data import BirdTruth, Record, open_split, true_pairs
 from vlm_plugin.data.birds.captions import said_by
 from vlm_plugin.evaluation.captions import Subject, items, subject
-from vlm_plugin.evaluation.distances import Inception, frechet_distance, inception_numbers
+from vlm_plugin.evaluation.distances import Inception, Number, frechet_distance, inception_numbers
 from vlm_plugin.evaluation.judge import Judge, attribute_accuracy
 from vlm_plugin.evaluation.scorers import Named, Scorers
 from vlm_plugin.evaluation.table import NO_INCEPTION, Table
@@ -313,19 +314,85 @@ def test_inception_numbers_are_those_of_torchmetrics_called_by_hand() -> None:
     logits = torch.randn(40, 7, generator=generator)
     numbers = inception_numbers(real.float().flatten(1), fake.float().flatten(1), logits)
     fid = FrechetInceptionDistance(feature=Network(), input_img_size=(3, 2, 2))
-    kid = KernelInceptionDistance(feature=Network(), subset_size=40)
+    kid = KernelInceptionDistance(feature=Network(), subset_size=20)
     for metric in (fid, kid):
         metric.update(real, real=True)
         metric.update(fake, real=False)
     assert numbers["fid"].value == pytest.approx(float(fid.compute()), rel=1e-5)
-    assert numbers["kid"].value == pytest.approx(float(kid.compute()[0]), rel=1e-3)
+    torch.manual_seed(0)
+    assert numbers["kid"] == pytest.approx([float(part) for part in kid.compute()], rel=1e-3)
+    # Its parts are drawn after KID's subsets.
     score = InceptionScore(feature=_Flat())
     score.update(logits)
-    torch.manual_seed(0)
-    assert numbers["inception_score"].value == pytest.approx(float(score.compute()[0]), rel=0.1)
+    assert numbers["inception_score"] == pytest.approx([float(part) for part in score.compute()], rel=1e-5)
     before = torch.random.get_rng_state()
     assert inception_numbers(real.float().flatten(1), fake.float().flatten(1), logits) == numbers
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def _numbers(count: int, others: int | None = None) -> dict[str, Number]:
+    generator = torch.Generator().manual_seed(count)
+    real, fake = (torch.rand(n, 4, generator=generator) for n in (others or count, count))
+    return inception_numbers(real, fake + 0.02, torch.randn(count, 5, generator=generator))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10, 19])
+def test_few_pictures_have_no_spread_and_no_inception_score(count: int) -> None:
+    numbers = _numbers(count)
+    assert set(numbers) == {"fid", "kid"}
+    assert numbers["kid"].spread is None
+    assert math.isfinite(numbers["kid"].value)
+
+
+@pytest.mark.parametrize("count", [20, 21, 25, 41, 300, 1000])
+def test_a_spread_says_something_from_twenty_pictures_up(count: int) -> None:
+    numbers = _numbers(count)
+    assert numbers["kid"].spread > 0
+    # No part of a single picture, whose score would be exactly 1.
+    assert numbers["inception_score"].spread > 0
+    assert numbers["inception_score"].value > 1
+
+
+def test_few_real_pictures_count_as_well() -> None:
+    numbers = _numbers(30, 19)
+    assert numbers["kid"].spread is None
+    assert numbers["inception_score"].spread > 0
+
+
+@pytest.mark.parametrize(("count", "size"), [(2, 2), (19, 19), (20, 10), (41, 20), (1000, 500), (2001, 1000)])
+def test_subsets_are_half_of_the_pictures(count: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchmetrics.image import kid
+
+    found, distance = [], kid.poly_mmd
+    monkeypatch.setattr(kid, "poly_mmd", lambda a, b, *rest: (found.append((len(a), len(b))), distance(a, b, *rest))[1])
+    _numbers(count)
+    assert found == [(size, size)] * (100 if count >= 20 else 1)
+
+
+def test_the_default_device_changes_no_distance() -> None:
+    """With CUDA as the default the parts would be drawn there, for features that lie here: meta stands in for it."""
+    expected, before = _numbers(40), torch.get_default_device()
+    torch.set_default_device("meta")
+    try:
+        generator = torch.Generator().manual_seed(40)
+        real, fake = (torch.rand(40, 4, generator=generator, device="cpu") for _ in range(2))
+        logits = torch.randn(40, 5, generator=generator, device="cpu")
+        assert inception_numbers(real, fake + 0.02, logits) == expected
+    finally:
+        torch.set_default_device(before)
+
+
+@pytest.mark.parametrize(
+    ("notes", "judged"),
+    [({}, True), ({"held_out": {"general_swapped": 0.5}}, True), ({"held_out": {"general_hard": 0.5}}, True),
+     ({"held_out": {"local_r1": 1.0}}, False)],
+)  # fmt: skip
+def test_vlms_of_a_scorer_that_no_wrong_caption_has_judged(notes: dict, judged: bool) -> None:
+    vlm = tiny.build_matcher()
+    vlm.notes.update(notes)
+    records = list(open_split(tiny.birds(), "test"))[:2]
+    table = Table(subject(records, items([1, 1], 2), None), [torch.zeros(2, 3, 32, 32)], Scorers(Named("m.pt", vlm)))
+    assert any(note.startswith("VLMS by m.pt may mean nothing") for note in table.notes) == (not judged)
 
 
 class _Flat(nn.Module):

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tokenize
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ from vlm_plugin.data.records import digest_records
 from vlm_plugin.evaluation.examination import Examination
 from vlm_plugin.evaluation.judge import Judge
 from vlm_plugin.evaluation.painter import Painter
-from vlm_plugin.files import not_finite, write_json
+from vlm_plugin.files import not_finite, read_file, write_json
 from vlm_plugin.gans import run as run_module
 from vlm_plugin.gans.config import RunConfig, parser
 from vlm_plugin.gans.configure import configure
@@ -593,15 +593,71 @@ def assert_broken_down(folder: Path, message: str, step: int, named: str, kept: 
     assert checkpoint(folder)["step"] == kept
     assert not_finite(checkpoint(folder)) is None
     assert not (folder / "evaluation.json").exists()
+    batch = read_file(folder / "bad_batch.pt", "batch")
+    assert batch["step"] == step
+    assert batch["noise"].shape[0] == batch["batch"]["images"].shape[0] == len(batch["batch"]["captions"]) == 4
 
 
 @both
 def test_a_training_that_breaks_down_ends_at_its_log(name: str, tmp_path: Path) -> None:
-    cfg = tiny.config(tmp_path / "tiny.yml", name, generator_lr=1.0e30, steps=6)
+    """Also where fewer steps are left than would end it: the checkpoint before the first bad one stays."""
+    cfg = tiny.config(tmp_path / "tiny.yml", name, generator_lr=1.0e30, steps=4, checkpoint_every=2)
+    for most, step in ((2, 2), (10, 3)):
+        with pytest.raises(SystemExit) as stop:
+            with_vlm(tmp_path / f"runs{most}", cfg, "--max-bad-steps", most, name=name)
+        (folder,) = (tmp_path / f"runs{most}").iterdir()
+        assert_broken_down(folder, str(stop.value.code), step, "discriminator", 0)
+        assert f", as in {step} steps in a row: the training has" in str(stop.value.code)
+
+
+def poisoned(steps: Collection[int], seen: list[int], signal_at: int = -1) -> type[Trainer]:
+    """A trainer that is given pictures with NaN at some steps."""
+
+    class Poisoned(DFGAN):
+        def step(self, batch, text, step, vlm_loss):
+            seen.append(step)
+            terminate_at(signal_at)(step)
+            images = torch.full_like(batch.images, float("nan")) if step in steps else batch.images
+            return super().step(batch._replace(images=images), text, step, vlm_loss)
+
+    return Poisoned
+
+
+def test_a_bad_step_is_counted_and_passed_over_also_by_a_resumed_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = tiny.config(tmp_path / "tiny.yml")
+    folder = with_vlm(tmp_path / "runs", cfg, build=poisoned({2}, []))
+    assert f"passed over 1 bad steps: see {folder}/log.jsonl" in capsys.readouterr().out
+    rows = Log.read(folder / "log.jsonl")
+    assert [(row["step"], row.get("bad_steps"), row.get("not_finite")) for row in rows] == [
+        (0, None, None), (1, None, None), (2, 1, "pictures"), (3, None, None),
+    ]  # fmt: skip
+    assert checkpoint(folder)["bad_steps"] == {"total": 1, "in_a_row": 0}
+    assert not_finite(checkpoint(folder)) is None
+    assert not (folder / "bad_batch.pt").exists()
+    with pytest.raises(SystemExit):
+        with_vlm(tmp_path / "cut", cfg, build=poisoned({2}, [], signal_at=1))
+    cut = tmp_path / "cut" / "00000-dfgan-vlm"
+    seen: list[int] = []
+    run("--resume", cut, build=poisoned({2}, seen))
+    assert seen == [2, 3]
+    assert_same_run(cut, folder)
+
+
+def test_bad_steps_in_a_row_are_counted_over_a_resume(tmp_path: Path) -> None:
+    cfg = tiny.config(tmp_path / "tiny.yml")
+    with pytest.raises(SystemExit):
+        plain(tmp_path / "runs", cfg, "--max-bad-steps", 2, build=poisoned({2, 3}, [], signal_at=2))
+    folder = tmp_path / "runs" / "00000-dfgan"
+    assert checkpoint(folder)["bad_steps"] == {"total": 1, "in_a_row": 1}
     with pytest.raises(SystemExit) as stop:
-        with_vlm(tmp_path / "runs", cfg, name=name)
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert_broken_down(folder, str(stop.value.code), 1, "discriminator", 0)
+        run("--resume", folder, build=poisoned({2, 3}, []))
+    assert_broken_down(folder, str(stop.value.code), 3, "pictures, as in 2 steps in a row:", 3)
+    assert "expected a whole number from 1 up, got 0" in refused("--resume", folder, "--max-bad-steps", 0)
+    # Told to bear more, it ends with two of them.
+    run("--resume", folder, "--max-bad-steps", 3, build=poisoned({2, 3}, []))
+    assert checkpoint(folder)["bad_steps"] == {"total": 2, "in_a_row": 2}
 
 
 def test_weights_that_break_down_never_reach_the_checkpoint(tmp_path: Path) -> None:

@@ -264,8 +264,10 @@ def test_files_that_are_no_settings(tmp_path: Path, family: str) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_config(tmp_path, baseline(family))
     assert refused(tmp_path, family, "{}").startswith("missing setting ")
-    assert refused(tmp_path, family, "just words") == "expected a mapping of settings, got 'just words'"
-    assert refused(tmp_path, family, "") == "expected a mapping of settings, got None"
+    assert (
+        refused(tmp_path, family, "just words") == "expected a mapping of settings, got a text that begins 'just words'"
+    )
+    assert refused(tmp_path, family, "") == "expected a mapping of settings, got an empty file"
     assert refused(tmp_path, family, "TRAIN: [1").startswith("not readable as YAML: ")
     (tmp_path / "mine.yml").write_bytes(b"batch: \xff")
     with pytest.raises(ValueError, match=r"mine\.yml: not readable as YAML: "):

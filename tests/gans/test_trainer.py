@@ -423,7 +423,8 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, matcher: VLM, kind: str) -
     whole = write(kind, "start", trainer, matcher, tmp_path).read_bytes()
     for content in (b"", b"a small red bird\n", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        message = rf"^{path}: not a readable checkpoint of {KINDS[kind].name} \(\w+\)$"
+        what = "(an empty file|a text that begins|a file that is cut)"
+        message = rf"^{path}: not a readable checkpoint of {KINDS[kind].name}, but {what}"
         refused(trainer, matcher, path, ValueError, message)
     absent = tmp_path / "absent.pth"
     refused(trainer, matcher, absent, FileNotFoundError, rf"^{absent}: no such file$")

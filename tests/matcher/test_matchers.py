@@ -250,3 +250,14 @@ def test_unknown_words_are_counted_and_the_most_frequent_named() -> None:
     many = unknown_words([" ".join(f"word{n} " * (9 - n) for n in range(9)) + "x" * 99 + " xx" * 20], vocabulary, "m")
     assert many.endswith("unknown to m: xx, word0, word1, word2, word3, ...")
     assert unknown_words(["x" * 99], vocabulary, "m").endswith(f": {'x' * 27}...")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_encoders_that_were_saved_in_a_wrapper(folder: Path, tmp_path: Path, prefix: str) -> None:
+    (tmp_path / "wrapped").mkdir()
+    for name in ("text_encoder7.pth", "image_encoder7.pth"):
+        state = torch.load(folder / name, weights_only=True)
+        torch.save({prefix + key: value for key, value in state.items()}, tmp_path / "wrapped" / name)
+    write_vocabulary(tmp_path / "captions.pickle")
+    plain, wrapped = (load_matcher(str(f / "text_encoder7.pth"), tmp_path) for f in (folder, tmp_path / "wrapped"))
+    assert wrapped.fingerprint == plain.fingerprint

@@ -16,6 +16,7 @@ import pytest
 import reference
 import tiny
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from vlm_plugin import (
@@ -30,9 +31,10 @@ from vlm_plugin import (
 )
 from vlm_plugin.cli.main import main
 from vlm_plugin.cli.pretrain import add_arguments
-from vlm_plugin.data import BirdTruth, CaptionedImages, collate, make_birds, open_split
+from vlm_plugin.data import BirdTruth, CaptionedImages, Record, collate, make_birds, open_split
 from vlm_plugin.data.birds.captions import read_caption
 from vlm_plugin.data.dataset import Batch, Sample
+from vlm_plugin.evaluation.table import was_judged
 from vlm_plugin.files import not_finite, write_next
 from vlm_plugin.matcher.identity import encoder_fingerprints
 from vlm_plugin.matching import global_scores, local_scores
@@ -46,10 +48,10 @@ from vlm_plugin.pretraining.losses import (
     rows_of,
     step_losses,
 )
-from vlm_plugin.pretraining.pairs import Pairs, collate_pairs
+from vlm_plugin.pretraining.pairs import Pairs, collate_pairs, has_wrong_caption
 from vlm_plugin.pretraining.pretrain import pretrain
 from vlm_plugin.pretraining.settings import DEFAULTS, PretrainSettings, filled_in
-from vlm_plugin.pretraining.start import new_matcher, train_mode
+from vlm_plugin.pretraining.start import new_matcher, no_wrong_caption, train_mode
 
 CPU = torch.device("cpu")
 
@@ -461,6 +463,106 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def few(folder: Path, classes: str = "01010101", held_out: str = "0101", caption: str = "a dog number {}") -> Path:
+    """Train and test pictures in the layout of the originals; digits are their classes, "" for none."""
+    for split, ids in (("train", classes or " " * 8), ("test", held_out)):
+        names = [f"{split}{i}" for i in range(len(ids))]
+        for part in ("images", "text", split):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        for i, name in enumerate(names):
+            Image.new("RGB", (36, 36), (20 * i, 100, 50)).save(folder / "images" / f"{name}.jpg")
+            (folder / "text" / f"{name}.txt").write_text(caption.format(i))
+        (folder / split / "filenames.pickle").write_bytes(pickle.dumps(names))
+        if classes:
+            (folder / split / "class_info.pickle").write_bytes(pickle.dumps([int(c) for c in ids]))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"classes": "11111111"}, "expected pictures of two classes or more, got 8 of the one class"),
+        ({"caption": "a photo of sks dog"}, "expected captions that tell pictures apart, got the same for all 8"),
+        ({"classes": "", "caption": "A dog."}, "expected captions that tell pictures apart, got the same for all 8"),
+    ],
+)
+def test_a_train_split_without_a_wrong_caption_is_refused(tmp_path: Path, options: dict, reason: str) -> None:
+    data = few(tmp_path / "data", **options)
+    with pytest.raises(ValueError, match=rf"^{data}, train split: {reason}.*no picture has a wrong caption"):
+        pretrain(data, tmp_path / "m.vlm.pt", **RUN)
+    assert not list(tmp_path.glob("m.vlm.pt*"))
+
+
+def test_captions_are_compared_as_the_matcher_reads_them() -> None:
+    records = [
+        Record(str(i), Path(), (text,), None, None) for i, text in enumerate(("A red dog!", "a red  dog", "x red dog"))
+    ]
+    assert no_wrong_caption(records, None, Vocabulary.build(["a red dog", "x"])) is None
+    assert "the same for all 2" in no_wrong_caption(records[:2], None, Vocabulary.build(["a red dog"]))
+    # A vocabulary of DAMSM's drops what it does not know.
+    assert "the same for all 3" in no_wrong_caption(records, None, Vocabulary(["<end>", "red", "dog"], unknown=None))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"held_out": "1"},
+            "test split: expected two pictures or more, got 1: no wrong caption, epochs cannot be told",
+        ),
+        ({"held_out": "01"}, None),
+        ({"held_out": " ", "classes": ""}, "got 1: no wrong caption, epochs cannot be told apart, so the last is kept"),
+        ({"held_out": "000"}, "got 3 of the one class 0: no wrong caption, the scorer is not judged"),
+    ],
+)
+@pytest.mark.usefixtures("narrow")
+def test_held_out_pictures_that_tell_nothing_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict, said: str | None
+) -> None:
+    vlm = pretrain(few(tmp_path / "data", **options), tmp_path / "m.vlm.pt", **{**RUN, "epochs": 1, "batch": 4})
+    out = capsys.readouterr().out
+    assert ("test split: expected" in out) == (said is not None)
+    assert (said or "") in out
+    assert was_judged(vlm) == (said is None)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_of_equal_epochs_the_last_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, shares = [], iter((0.5, 1.0, 1.0, 0.9))
+
+    def look(self: Evaluator, vlm: VLM) -> dict[str, float]:
+        seen.append(vlm.fingerprint)
+        return dict.fromkeys(("local_r1", "global_r1"), next(shares))
+
+    monkeypatch.setattr(Evaluator, "__call__", look)
+    best = pretrain(tiny.birds(), tmp_path / "m.vlm.pt", **{**RUN, "epochs": 4, "batch": 40})
+    assert len(set(seen)) == 4
+    assert best.fingerprint == seen[2]
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_run_whose_batches_taught_nothing_writes_no_matcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "m.vlm.pt"
+    monkeypatch.setattr("vlm_plugin.pretraining.pretrain.has_wrong_caption", lambda *batch: False)
+    with pytest.raises(ValueError, match=rf"got none in 2 epochs: .* 0 throughout, so {out} is not written"):
+        pretrain(tiny.birds(), out, **{**RUN, "epochs": 2, "batch": 40})
+    assert not list(tmp_path.glob("m.vlm.pt*"))
+
+
+def test_a_batch_with_a_wrong_caption() -> None:
+    first = list(open_split(tiny.birds(), "train"))[:3]
+
+    def wrong(captions: list[str], classes: list[int | None]) -> bool:
+        records = [r._replace(captions=(c,), class_id=k) for r, c, k in zip(first, captions, classes, strict=True)]
+        images = CaptionedImages(records, 32, train=False)
+        return has_wrong_caption(None, collate([images[i] for i in range(3)]))
+
+    assert wrong(["a", "b", "c"], [None, None, None])
+    assert wrong(["a", "a", "b"], [1, 1, 2])
+    assert not wrong(["a", "b", "c"], [1, 1, 1])
+    assert not wrong(["a", "a", "a"], [1, 2, 3])
+
+
 @pytest.mark.usefixtures("narrow")
 def test_a_run_says_that_part_of_the_split_chooses_its_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -531,7 +633,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
 def test_a_training_that_breaks_down_ends_there_and_keeps_its_files(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a step whose losses are shown, the first of epoch 2, or in the weights that its last step leaves."""
+    """In a term of a step, the first of epoch 2, or in the weights that its last step leaves."""
     out, steps = tmp_path / "a.vlm.pt", []
 
     def breaking(vlm: VLM, *arguments: object) -> Losses:
@@ -540,7 +642,7 @@ def test_a_training_that_breaks_down_ends_there_and_keeps_its_files(
         if where == "vlm_global" and len(steps) == 4:
             losses.terms["vlm_global"] = torch.tensor(float("nan"))
         if where == "image_encoder" and len(steps) == 6:
-            return losses._replace(total=losses.total * float("nan"))
+            vlm.image_encoder.stem_norm.bias.data[0] = float("nan")
         return losses
 
     monkeypatch.setattr("vlm_plugin.pretraining.pretrain.step_losses", breaking)
@@ -548,7 +650,7 @@ def test_a_training_that_breaks_down_ends_there_and_keeps_its_files(
         rf"epoch 2: .*NaN or infinity in {where}.*{out.name}\.state stays as it was after epoch 1; .*--learning-rate"
     )
     with pytest.raises(ValueError, match=message):
-        pretrain(tiny.birds(), out, **RUN)
+        pretrain(tiny.birds(), out, **RUN, max_bad_steps=1)
     assert len(steps) == {"vlm_global": 4, "image_encoder": 6}[where]  # three an epoch
     state = torch.load(out.with_name("a.vlm.pt.state"), weights_only=True)
     assert state["epoch"] == 1

@@ -564,7 +564,8 @@ def one_rank(rank: int, port: int, folder: str) -> None:
     unused = nn.Parameter(torch.zeros(3))
     for value, parameter in enumerate(network.parameters(), start=1):
         parameter.grad = torch.full_like(parameter, 10.0 * value + rank)
-    average_gradients([*network.parameters(), unused])
+    told = average_gradients([*network.parameters(), unused], torch.tensor([0.0, float(rank)]))
+    assert torch.equal(told, torch.tensor([0.0, 0.5]))
     assert torch.equal(network.weight.grad, torch.full((1, 2), 10.5))
     assert torch.equal(network.bias.grad, torch.tensor([20.5]))
     assert unused.grad is None
@@ -589,7 +590,7 @@ def test_two_processes_average_and_share_a_folder(tmp_path: Path) -> None:
 def test_one_process_needs_no_group() -> None:
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.ones(2)
-    average_gradients([parameter])
+    assert average_gradients([parameter], torch.ones(1)) == 1
     barrier()
     leave_ranks()
     assert from_all_ranks(["a"]) == ["a"]

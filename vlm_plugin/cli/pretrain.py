@@ -39,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--half", action="store_true", help="store the weights as float16")
     parser.add_argument("--seed", type=int, default=PretrainSettings.seed)
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be used, and list them")
+    bad_help = "pass over steps with NaN or infinity, and stop after so many in a row (1: at the first)"
+    parser.add_argument("--max-bad-steps", type=int, default=PretrainSettings.max_bad_steps, metavar="N", help=bad_help)
     parser.add_argument("--device")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
 

@@ -2,7 +2,8 @@
 
 `layouts` has the readers (its docstring says how to add one), `splits` opens a split with whichever fits, `records` is
 what they return, `dataset` makes samples and batches of that, `images` reads the pictures. `captions` reads captions of
-given pictures, `check` looks a data folder over, `birds` draws data whose truth is known.
+given pictures, `check` looks a data folder over, `birds` draws data whose truth is known. `split_names`
+has the words that name a split, `near_miss` says what a folder without a layout holds.
 """
 
 from vlm_plugin.data.birds import (

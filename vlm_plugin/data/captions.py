@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from vlm_plugin.data.names import Alike
 from vlm_plugin.data.records import Problem, stop
-from vlm_plugin.data.tables import BrokenTableError, csv_rows, lines_of
-from vlm_plugin.data.text import LINE_END, PICTURE_EXTENSIONS, checked_name, is_picture, read_text
+from vlm_plugin.data.tables import BrokenTableError, captions_in, csv_rows, lines_of
+from vlm_plugin.data.text import LINE_END, PICTURE_EXTENSIONS, checked_name, is_picture, is_unread, read_text
+from vlm_plugin.files import check_folder
 
 # The extensions of tables; any other file has one caption a line.
 TABLES = (".csv", ".tsv", ".jsonl", ".json")
@@ -42,12 +44,14 @@ def read_captions(path: str | Path, images: str | Path) -> dict[str, str]:
     path = Path(path)
     listed = list_pictures(images)
     text = read_text(path, _complain)
-    known, result = set(listed), {}
+    known, result = Alike(listed), {}
     entries = _entries(path, text) if path.suffix.lower() in TABLES else _plain(path, text, listed)
     for where, name, caption in entries:
         caption = _caption(where, caption)
         # A name that the folder has is right as it stands, whatever characters are in it.
-        key = name if isinstance(name, str) and name in known else checked_name(where, name, stop)
+        key = known.find(name) if isinstance(name, str) else None
+        key = checked_name(where, name, stop) if key is None else key
+        key = known.find(key) or key
         if key in result:
             raise ValueError(f"{where}: expected each picture once, got {key} again")
         result[key] = caption
@@ -72,17 +76,31 @@ def list_pictures(folder: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such folder.
+        OSError: it, or a folder in it, cannot be listed.
         ValueError: there are no pictures in it.
     """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: expected a folder of pictures, found no such folder")
-    names = []
-    for parent, folders, files in os.walk(folder):
+    check_folder(folder, "a folder of pictures")
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    names: list[str] = []
+    unread: list[str] = []
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found = (name for name in files if is_picture(name) and not name.startswith("."))
-        names += [Path(parent, name).relative_to(folder).as_posix() for name in found]
+        for name in files:
+            if is_picture(name) and not name.startswith("."):
+                within = Path(parent, name).relative_to(folder).as_posix()
+                (unread if is_unread(name) else names).append(within)
+    kinds = ", ".join(sorted({os.path.splitext(name)[1].lower() for name in unread}))
     if not names:
-        raise ValueError(f"{folder}: expected pictures ({', '.join(PICTURE_EXTENSIONS)}), found none")
+        found = f"only {counted(unread, 'picture')} that Pillow does not read here ({kinds})" if unread else "none"
+        raise ValueError(
+            f"{folder}: expected pictures ({', '.join(PICTURE_EXTENSIONS)} or what else Pillow reads), found {found}"
+        )
+    if unread:
+        what = f"{counted(unread, 'picture')} passed over that Pillow does not read here ({kinds})"
+        warnings.warn(f"{folder}: {what}: convert them to PNG or JPEG", stacklevel=2)
     return sorted(names, key=natural_key)
 
 
@@ -109,7 +127,7 @@ def _entries(path: Path, text: str) -> _Entries:
 def _csv(path: Path, text: str, delimiter: str) -> _Entries:
     rows = csv_rows(text, delimiter)
     try:
-        header = [name.strip() for name in next(rows, (0, []))[1]]
+        header = next(rows, (0, []))[1]
         title = "caption" if "caption" in header else "text"
         if "file_name" not in header or title not in header:
             raise ValueError(f"{path}: expected a header with file_name and caption (or text), got {header!r:.200}")
@@ -117,9 +135,17 @@ def _csv(path: Path, text: str, delimiter: str) -> _Entries:
             where = f"{path}, line {line}"
             if len(row) != len(header):
                 raise ValueError(f"{where}: expected {len(header)} fields as in the header, got {len(row)}")
-            yield where, row[header.index("file_name")], row[header.index(title)]
+            yield where, row[header.index("file_name")], _single(where, row[header.index(title)])
     except BrokenTableError as error:
         raise ValueError(f"{path}, line {error.last}: expected a table, but reading it failed ({error})") from None
+
+
+def _single(where: str, cell: str) -> str:
+    """The caption of a cell that may hold a list of one."""
+    captions = captions_in(cell)
+    if captions is None or len(captions) > 1:
+        raise ValueError(f"{where}: expected one caption, got a list of several or a broken one: {cell!r:.80}")
+    return captions[0] if captions else ""
 
 
 def _json_lines(path: Path, text: str) -> _Entries:

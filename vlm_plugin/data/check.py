@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from vlm_plugin.data.contact_sheet import contact_sheet
 from vlm_plugin.data.dataset import CaptionedImages
-from vlm_plugin.data.images import MODES_WITH_ALPHA, load_image, orientation, to_image
+from vlm_plugin.data.images import MODES_WITH_ALPHA, load_image, open_picture, orientation, to_image
 from vlm_plugin.data.layouts import find_layout
-from vlm_plugin.data.records import BadSampleError, MissingPictureError, Problem, Record, Records
+from vlm_plugin.data.records import BadSampleError, MissingPictureError, Problem, Record, Records, nothing_to_learn
 from vlm_plugin.data.splits import list_splits, open_split
-from vlm_plugin.files import write_text
-from vlm_plugin.matcher.vocabulary import END, MAX_WORDS, Vocabulary
+from vlm_plugin.files import open_file, write_text
+from vlm_plugin.matcher.vocabulary import END, MAX_WORDS, Vocabulary, is_undivided
 from vlm_plugin.terminal import check_outside
 
 SHEET_PICTURES, SHEET_COLUMNS, SHEET_SIZE = 24, 6, 192
@@ -31,6 +31,7 @@ SHEET_LETTERS = 200
 PRINTED = 10
 # A shorter side below this leaves the encoders little to see.
 SMALL_SIDE = 32
+_METADATA = "metadata and captions"
 _WHAT_HAPPENS = {
     "EXIF rotation": "turned upright, as its EXIF notes say",
     "transparency": "laid over white",
@@ -112,7 +113,7 @@ def check(root: str | Path) -> Report:
     findings: dict[Finding, None] = {}
 
     def complain(problem: Problem) -> None:
-        kind = "missing files" if problem.missing else "metadata and captions"
+        kind = "missing files" if problem.missing else "division into splits" if problem.spoken else _METADATA
         findings[Finding(kind, problem.where, problem.what, problem.fatal)] = None
 
     there = {*list_splits(root), "train"}
@@ -130,7 +131,7 @@ def check(root: str | Path) -> Report:
         looks = _look_at_all(records, name)
         words[name], lengths, told = _captions(records)
         found = [finding for look in looks for finding in look.findings]
-        findings |= dict.fromkeys(found + told)
+        findings |= dict.fromkeys(found + told + _nothing(name, records, looks))
         splits.append(_statistics(name, records, looks, words[name], lengths))
         looked[name] = list(zip(records, looks, strict=True))
     findings |= dict.fromkeys(_duplicates(looked))
@@ -216,9 +217,10 @@ def _sheet_file(root: Path, out: Path | None) -> Path:
 
     Never into the data folder: a .png is a picture there, and a .txt holds captions.
     """
-    folder = root.resolve()
+    # Not resolve(), which raises at a link that leads around.
+    folder = Path(os.path.realpath(root))
     sheet = Path(f"data-check-{folder.name}.png") if out is None else out
-    if out is None and folder in sheet.resolve().parents:
+    if out is None and folder in Path(os.path.realpath(sheet)).parents:
         return folder.parent / sheet
     if sheet.suffix.lower() != ".png":
         raise ValueError(f"--out {sheet}: expected the name of a .png file")
@@ -237,11 +239,10 @@ def _look_at(record: Record) -> _Look:
     path, box = record.image, record.box
     try:
         load_image(path, box)
-    except MissingPictureError:
-        return _Look(None, 0, [Finding("missing files", str(path), "expected a picture, found no such file", True)])
     except BadSampleError as error:
-        return _Look(None, 0, [Finding(_kind(path), str(path), str(error).removeprefix(f"{path}: "), True)])
-    with Image.open(path) as image:
+        kind = "missing files" if isinstance(error, MissingPictureError) else _kind(path)
+        return _Look(None, 0, [Finding(kind, str(path), str(error).removeprefix(f"{path}: "), True)])
+    with open_file(path) as file, open_picture(file) as image:
         width, height = image.size
         notes = _treatment(image)
         if orientation(image) >= 5:  # a quarter turn
@@ -282,7 +283,7 @@ def _captions(records: Records) -> tuple[dict[str, int], list[int], list[Finding
     counts: dict[str, int] = defaultdict(int)
     lengths: list[int] = []
     found: list[Finding] = []
-    long = 0
+    long = undivided = 0
     for record in records:
         own = [tokenizer.tokenize(caption) for caption in record.captions]
         empty = [caption for caption, tokens in zip(record.captions, own, strict=True) if not tokens]
@@ -293,12 +294,29 @@ def _captions(records: Records) -> tuple[dict[str, int], list[int], list[Finding
         for tokens in own:
             lengths.append(len(tokens))
             long += len(tokens) > MAX_WORDS
+            undivided += any(map(is_undivided, tokens))
             for token in tokens:
                 counts[token] += 1
     if long:
         what = f"{long} of {len(lengths)} captions have more than {MAX_WORDS} words; of these that many are kept"
         found.append(Finding("long captions", "captions", what, False))
+    if 2 * undivided > len(lengths):
+        what = (
+            f"{undivided} of {len(lengths)} captions have a phrase that is read as one word, for their script has no "
+            "blanks between words: put blanks between them, or little can be learned"
+        )
+        found.append(Finding("captions that are not divided", "captions", what, False))
     return dict(counts), lengths, found
+
+
+def _nothing(name: str, records: Records, looks: Sequence[_Look]) -> list[Finding]:
+    """That a split has no wrong captions: in train nothing can be learned, elsewhere nothing measured."""
+    usable = (record for record, look in zip(records, looks, strict=True) if look.size is not None)
+    reason = nothing_to_learn(usable) if records else None  # that a split is empty is said already
+    if reason is None:
+        return []
+    what = "no matcher can be learned" if name == "train" else "no matcher can be chosen by it or measured on it"
+    return [Finding("nothing to tell apart", f"split {name}", f"{reason}: {what}", name == "train")]
 
 
 def _statistics(

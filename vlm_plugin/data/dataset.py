@@ -121,7 +121,7 @@ class CaptionedImages(Dataset[Sample]):
         record = self.records[index]
         numbers = self._usable(record)
         image = self._view(load_image(record.image, record.box))
-        number = numbers[int(torch.randint(len(numbers), ())) if self.train else index % len(numbers)]
+        number = numbers[int(torch.randint(len(numbers), (), device="cpu")) if self.train else index % len(numbers)]
         return Sample(image, record.captions[number], number, record.class_id, record.key, index)
 
     def _usable(self, record: Record) -> list[int]:
@@ -143,8 +143,11 @@ class CaptionedImages(Dataset[Sample]):
         width, height = (max(round(side * scale), shorter) for side in image.size)
         mirror = False
         if self.train:
-            left, top = int(torch.randint(width - size + 1, ())), int(torch.randint(height - size + 1, ()))
-            mirror = self.flip and bool(torch.rand(()) < 0.5)
+            left, top = (
+                int(torch.randint(width - size + 1, (), device="cpu")),
+                int(torch.randint(height - size + 1, (), device="cpu")),
+            )
+            mirror = self.flip and bool(torch.rand((), device="cpu") < 0.5)
         else:
             left, top = (width - size) // 2, (height - size) // 2
         # Only what the crop shows is resized: a picture of 20,000 x 2 pixels would become one of gigabytes.
@@ -175,10 +178,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(
         images=tuple(map(torch.stack, zip(*images, strict=True))) if several else torch.stack(images),
         captions=[sample.caption for sample in samples],
-        caption_indices=torch.tensor([sample.caption_index for sample in samples], dtype=torch.long),
-        class_ids=torch.tensor(_class_ids(samples), dtype=torch.long),
+        caption_indices=torch.tensor([sample.caption_index for sample in samples], dtype=torch.long, device="cpu"),
+        class_ids=torch.tensor(_class_ids(samples), dtype=torch.long, device="cpu"),
         keys=[sample.key for sample in samples],
-        indices=torch.tensor([sample.index for sample in samples], dtype=torch.long),
+        indices=torch.tensor([sample.index for sample in samples], dtype=torch.long, device="cpu"),
         skipped=[name for sample in samples for name in sample.skipped],
     )
 

@@ -10,8 +10,10 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from vlm_plugin.data.png import without_notes
 from vlm_plugin.data.records import BadSampleError, MissingPictureError, bad
-from vlm_plugin.files import writing
+from vlm_plugin.data.text import is_unread, mishap
+from vlm_plugin.files import open_file, refusal, writing
 
 # Pillow's modes whose pixels may be transparent.
 MODES_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -48,18 +50,17 @@ def load_image(path: Path, box: tuple[float, float, float, float] | None = None)
 
     Raises:
         MissingPictureError: there is no such file.
-        BadSampleError: the file cannot be read as a picture, has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (refused
-            before any is decoded) or floating-point values, or the box lies outside it. The message names the file.
+        BadSampleError: the file cannot be opened or read as a picture, has more than `PIL.Image.MAX_IMAGE_PIXELS`
+            pixels (refused before any is decoded) or floating-point values, or the box lies outside it. The message
+            names the file.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_file(path) as file:
             image = _read(path, file)
-    except (FileNotFoundError, NotADirectoryError):
-        raise bad(path, "expected a picture, found no such file", MissingPictureError) from None
-    except IsADirectoryError:
-        raise bad(path, "expected a picture, found a folder") from None
-    except PermissionError as error:
-        raise bad(path, f"expected a picture that may be read, got {error.strerror}") from None
+    except OSError as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        kind = MissingPictureError if missing else BadSampleError
+        raise bad(path, f"expected a picture, {refusal(error)}", kind) from None
     if box is not None:
         image = image.crop(_around(path, box, image.width, image.height))
     return image
@@ -130,25 +131,75 @@ def as_written(pictures: Tensor) -> Tensor:
     return from_bytes(to_bytes(pictures))
 
 
+def open_picture(file: BinaryIO) -> Image.Image:
+    """`PIL.Image.open`, also for a PNG with more text or a larger colour profile than Pillow takes.
+
+    Pillow's limits are the process's: they stay as they are, for the host and its other threads.
+
+    Args:
+        file: stays open as long as the picture is used.
+
+    Raises:
+        Exception: whatever Pillow raises.
+    """
+    try:
+        return Image.open(file)
+    except ValueError:
+        bare = without_notes(file)
+        if bare is None:
+            raise
+        return Image.open(bare)
+
+
 def _read(path: Path, file: BinaryIO) -> Image.Image:
     limit = Image.MAX_IMAGE_PIXELS
     try:
-        with Image.open(file) as image:
-            # Up to twice its limit PIL itself only warns.
-            if limit is not None and image.width * image.height > limit:
-                raise bad(path, f"expected a picture of at most {limit} pixels, got {image.width} x {image.height}")
-            # First, for EXIF can lie behind the pixels, and `orientation` makes little of errors.
-            image.load()
-            return _rgb(path, _upright(image))
+        try:
+            return _decoded(path, open_picture(file))
+        except BadSampleError:
+            raise
+        except ValueError:
+            # Texts may lie behind the pixels as well.
+            bare = without_notes(file)
+            if bare is None:
+                raise
+            return _decoded(path, Image.open(bare))
     except BadSampleError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise bad(path, f"expected a picture of at most {limit} pixels, got more ({error})") from None
     except UnidentifiedImageError:
-        raise bad(path, "expected a picture, got a file of no format that Pillow knows") from None
+        raise bad(path, f"expected a picture, got {_unknown(path, file)}") from None
     # A damaged picture can fail with many types of exception, SyntaxError and struct.error among them.
     except Exception as error:
         raise bad(path, f"expected a picture, but reading it failed ({type(error).__name__}: {error})") from error
+
+
+def _decoded(path: Path, image: Image.Image) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS
+    with image:
+        # A camera's raw picture, of which Pillow would show the thumbnail.
+        if image.format == "TIFF" and is_unread(Path(path).name):
+            raise bad(path, f"expected a picture, got {_unread(path)}")
+        # Up to twice its limit PIL itself only warns.
+        if limit is not None and image.width * image.height > limit:
+            raise bad(path, f"expected a picture of at most {limit} pixels, got {image.width} x {image.height}")
+        # First, for EXIF can lie behind the pixels, and `orientation` makes little of errors.
+        image.load()
+        return _rgb(path, _upright(image))
+
+
+def _unknown(path: Path, file: BinaryIO) -> str:
+    """What a file is that Pillow does not know."""
+    file.seek(0)
+    head = file.read(2048).decode("utf-8", "replace")
+    if is_unread(Path(path).name) and head and not mishap(head):
+        return _unread(path)
+    return mishap(head) or ("a file of no format that Pillow knows" if head else "an empty file")
+
+
+def _unread(path: Path) -> str:
+    return f"a {Path(path).suffix} file, which Pillow does not read here: convert it to PNG or JPEG"
 
 
 def _upright(image: Image.Image) -> Image.Image:

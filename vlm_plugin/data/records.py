@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import eq
 from pathlib import Path
@@ -62,6 +63,9 @@ class Problem(NamedTuple):
     """Training cannot use it."""
     picture: bool = False
     """One picture alone is left out where reading goes on."""
+    spoken: bool = False
+    """Whoever trains should read it too, though it is not fatal: pictures are left out, or not divided as one may
+    think."""
 
     def error(self) -> Exception:
         """The problem as an exception: FileNotFoundError if a file is missing, else ValueError; of one picture a
@@ -77,7 +81,8 @@ Complain = Callable[[Problem], None]
 
 
 def stop(problem: Problem) -> None:
-    """Raises on the first fatal problem and lets the others pass: what readers do unless told otherwise.
+    """Raises on the first fatal problem, warns of what is to be spoken, and lets the others pass: what readers do
+    unless told otherwise.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -85,6 +90,8 @@ def stop(problem: Problem) -> None:
     """
     if problem.fatal:
         raise problem.error()
+    if problem.spoken:
+        warnings.warn(f"{problem.where}: {problem.what}", stacklevel=2)
 
 
 class Layout(NamedTuple):
@@ -195,3 +202,34 @@ class _Texts:
 def digest_records(records: Iterable[Record]) -> str:
     """Names the keys and captions of pictures, in their order; not the pixels, which would all have to be read."""
     return digest(line for record in records for line in (record.key, *record.captions))
+
+
+def nothing_to_learn(records: Iterable[Record]) -> str | None:
+    """Why no picture of a split has a wrong caption, where that is so: then nothing can be learned or measured on it.
+
+    Captions that differ in case or white space alone are equal. A sound split is known by its first few records.
+
+    Args:
+        records: those of a split that can be used.
+
+    Returns:
+        A sentence without a full stop, "expected ..., got ..."; None where some picture has a wrong caption.
+    """
+    number, first, said, one_class, one_text = 0, None, frozenset(), True, True
+    for record in records:
+        number += 1
+        texts = frozenset(" ".join(caption.casefold().split()) for caption in record.captions)
+        if first is None:
+            first, said = record, texts
+            continue
+        # Without classes every picture is one of its own.
+        one_class = one_class and record.class_id is not None and record.class_id == first.class_id
+        one_text = one_text and texts == said
+        if not one_class and not one_text:
+            return None
+    if number < 2:
+        return f"expected two pictures or more, got {number or 'none'}"
+    if one_class:
+        return f"expected pictures of two classes or more, got {number} of the one class {first.class_id}"
+    shown = first.captions[0] if first.captions else ""
+    return f"expected captions that tell pictures apart, got the same for all {number} (such as {shown!r:.80})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from vlm_plugin.data.encoding import AS_LATIN_1, foreign
 from vlm_plugin.data.layouts import find_layout
 from vlm_plugin.data.records import Complain, Problem, Records, stop
 
@@ -48,6 +49,14 @@ def open_split(root: str | Path, split: str, complain: Complain = stop) -> Recor
     if made:
         in_test = _held_out([record.key for record in records])
         records = Records(r for r, chosen in zip(records, in_test, strict=True) if chosen == (split == "test"))
+        if others := [name for name in own if name != "train"]:
+            what = (
+                f"found {' and '.join(others)} but no test split: a tenth of train, chosen by name, is the test split"
+            )
+            complain(Problem(str(root), f"expected a test split, {what}", fatal=False, spoken=True))
+    if any(problem.what.endswith(AS_LATIN_1) for problem in told) and (where := _foreign(records)) is not None:
+        what = f"expected UTF-8, got captions of another encoding, such as {where!r:.80}: save the files as UTF-8"
+        complain(Problem(str(root), what))
     if not records and not any(problem.fatal for problem in told):
         complain(Problem(str(root), f"expected at least one picture in the split {split}, found none"))
     return records
@@ -61,6 +70,14 @@ def list_splits(root: str | Path) -> list[str]:
     """
     own = find_layout(root).splits(Path(root))
     return sorted({*own, "test"})
+
+
+def _foreign(records: Records) -> str | None:
+    """A caption that shows what `vlm_plugin.data.encoding.decode` could not tell from the few words of its file."""
+    captions = (caption for record in records for caption in record.captions if not caption.isascii())
+    content = b"\n".join(caption.encode("latin-1") for caption in captions if max(caption) <= "\xff")
+    where = foreign(content)
+    return None if where is None else content[where:].split(b"\n")[0].decode("latin-1")
 
 
 def _held_out(keys: list[str]) -> list[bool]:

@@ -78,7 +78,7 @@ def subject(records: Sequence[Record], chosen: Sequence[Item], truth: BirdTruth 
         facts = torch.cat([truth.pictures([record.key for record, _ in rows]), values, named.long()], dim=1)
         return Subject(captions, facts, untrue, name)
     ids = [caption_id(c) if r.class_id is None else r.class_id for (r, _), c in zip(rows, captions, strict=True)]
-    return Subject(captions, torch.tensor(ids)[:, None], different_groups, name)
+    return Subject(captions, torch.tensor(ids, device="cpu")[:, None], different_groups, name)
 
 
 def untrue(rows: Tensor, every: Tensor) -> Tensor:
@@ -99,9 +99,9 @@ def untrue(rows: Tensor, every: Tensor) -> Tensor:
 def fewest_wrong(subject: Subject) -> int:
     """How many captions may serve as wrong ones for the picture that has the fewest."""
     fewest = len(subject.captions)
-    for rows in torch.arange(len(subject.captions)).split(CAPTIONS_AT_ONCE):
+    for rows in torch.arange(len(subject.captions), device="cpu").split(CAPTIONS_AT_ONCE):
         wrong = subject.mismatched(subject.facts[rows], subject.facts)
-        wrong[torch.arange(len(rows)), rows] = False  # its own
+        wrong[torch.arange(len(rows), device="cpu"), rows] = False  # its own
         fewest = min(fewest, int(wrong.sum(1).min()))
     return fewest
 

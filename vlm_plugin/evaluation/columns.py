@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from vlm_plugin.evaluation.distances import FOLDS, LARGEST_SUBSET, SUBSETS
 from vlm_plugin.evaluation.measure import CANDIDATES
 from vlm_plugin.evaluation.scorers import Scorers
 from vlm_plugin.matcher.choose import marks
 from vlm_plugin.matcher.identity import fingerprint
+
+# What these are of, as the table and reports say.
+KID = f"by torchmetrics, {SUBSETS} subsets of half of the pictures, {LARGEST_SUBSET:,} at most, ± is their deviation"
+INCEPTION_SCORE = f"ten parts, none below {2 * FOLDS} pictures"
 
 
 class Column(NamedTuple):
@@ -83,6 +88,6 @@ def _inception_columns(scorers: Scorers) -> dict[str, Column]:
     by = f"Inception {scorers.inception.checksum[:16]}"
     return {
         "fid": Column("FID", by, "by torchmetrics", "lower", (0, None)),
-        "kid": Column("KID", by, "by torchmetrics, 100 subsets of at most 1,000", "lower", (None, None)),
-        "inception_score": Column("Inception Score", by, "by torchmetrics, ten parts", "higher", (1, None)),
+        "kid": Column("KID", by, KID, "lower", (None, None)),
+        "inception_score": Column("Inception Score", by, INCEPTION_SCORE, "higher", (1, None)),
     }

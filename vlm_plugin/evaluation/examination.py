@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from vlm_plugin.data import CaptionedImages, find_layout
 from vlm_plugin.data.images import to_bytes
 from vlm_plugin.evaluation.captions import items, subject, with_known_words
-from vlm_plugin.evaluation.measure import CANDIDATES, FOLDS
+from vlm_plugin.evaluation.distances import FOLDS
+from vlm_plugin.evaluation.measure import CANDIDATES
 from vlm_plugin.evaluation.painter import Painter
 from vlm_plugin.evaluation.scorers import Scorers
 from vlm_plugin.evaluation.split import Split

@@ -185,13 +185,13 @@ def _train(
 def _roughened(images: Tensor, seed: int) -> Tensor:
     """Half of the pictures blurred or with noise: generated pictures are never as crisp as rendered ones."""
     generator = torch.Generator().manual_seed(seed)
-    strength = torch.rand(len(images), 1, 1, 1, generator=generator)
+    strength = torch.rand(len(images), 1, 1, 1, generator=generator, device="cpu")
     blurred = F.interpolate(
         F.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True),
         size=images.shape[-2:],
         mode="bilinear",
     )
-    noisy = images + 0.15 * torch.randn(images.shape, generator=generator)
+    noisy = images + 0.15 * torch.randn(images.shape, generator=generator, device="cpu")
     return torch.where(strength < 0.25, blurred, torch.where(strength < 0.5, noisy, images)).clamp(-1, 1)
 
 

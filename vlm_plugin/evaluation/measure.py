@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlm_plugin.data.birds.captions import said_by
 from vlm_plugin.evaluation.captions import CAPTIONS_AT_ONCE, Subject, fewest_wrong
-from vlm_plugin.evaluation.distances import Number, frechet_distance, inception_numbers
+from vlm_plugin.evaluation.distances import FOLDS, Number, frechet_distance, inception_numbers
 from vlm_plugin.evaluation.scorers import Scorers
 from vlm_plugin.features import Features
 from vlm_plugin.matcher.vlm import VLM
@@ -18,8 +18,7 @@ from vlm_plugin.metrics.attribute_accuracy import AttributeAccuracy
 from vlm_plugin.metrics.r_precision import RPrecision
 from vlm_plugin.metrics.vlms import VLMS
 
-# R-precision's captions to choose from, and the equal parts of the pictures that a spread is of.
-CANDIDATES, FOLDS = 100, 10
+CANDIDATES = 100  # captions that R-precision chooses from
 
 
 class Row(NamedTuple):

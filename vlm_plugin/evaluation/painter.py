@@ -49,7 +49,7 @@ class Painter:
     def size(self) -> int:
         """Side S of the pictures; one is drawn to find out."""
         noise = self._noise(0)[None].to(self._matcher.device)
-        word = torch.ones(1, 1, dtype=torch.int64)
+        word = torch.ones(1, 1, dtype=torch.int64, device="cpu")
         return self._draw(noise, self._matcher.encode_tokens(word, word[0])).shape[-1]
 
     def all(self, captions: Sequence[str], batch: int = 50) -> Iterator[Tensor]:
@@ -72,7 +72,7 @@ class Painter:
 
     def _noise(self, number: int) -> Tensor:
         generator = torch.Generator().manual_seed(mix(self.seed, number, 1))
-        noise = torch.empty(self._noise_dim)
+        noise = torch.empty(self._noise_dim, device="cpu")
         if self.truncation is None:
             return noise.normal_(generator=generator)
         return nn.init.trunc_normal_(noise, 0.0, 1.0, -self.truncation, self.truncation, generator=generator)

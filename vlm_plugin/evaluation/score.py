@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from vlm_plugin.data.captions import counted, natural_key, read_captions
 from vlm_plugin.data.images import central_square, load_image
-from vlm_plugin.evaluation.measure import FOLDS
+from vlm_plugin.evaluation.distances import FOLDS
 from vlm_plugin.features import Features
 from vlm_plugin.files import check_writable, write_text
 from vlm_plugin.matcher.choose import load_matcher, unknown_words
@@ -75,7 +76,7 @@ def score_folder(
     if out.is_dir():
         raise ValueError(f"out: expected a file to write, got the folder {out}")
     check_outside(out, images, "file")
-    if out.resolve() == captions.resolve():
+    if os.path.realpath(out) == os.path.realpath(captions):
         raise ValueError(f"out: expected another file than the captions, got {out}")
     place = choose_device(device)
     named = read_captions(captions, images)
@@ -128,7 +129,7 @@ def score(vlm: VLM, images: str | Path, captions: Mapping[str, str], *, batch: i
     names = sorted(captions, key=natural_key)
     for name in names:
         _check_words(vlm, name, captions[name])
-    drawn = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))[:_COMPARED].tolist()
+    drawn = torch.randperm(len(names), generator=torch.Generator().manual_seed(0), device="cpu")[:_COMPARED].tolist()
     others = None
     if len(names) >= _FEWEST_COMPARED:
         others = vlm.encode_image(_load(vlm, images, [names[i] for i in drawn]))
@@ -230,7 +231,9 @@ def describe(rows: Sequence[Row]) -> str:
     """
     ordered = sorted(rows, key=lambda row: natural_key(row.file_name))
     title = "VLMS" if rows[0].vlms is not None else "global level (the matcher has no scorer, hence no VLMS)"
-    mean, spread = mean_and_spread(torch.tensor([_rank(row) for row in ordered], dtype=torch.float64), FOLDS)
+    mean, spread = mean_and_spread(
+        torch.tensor([_rank(row) for row in ordered], dtype=torch.float64, device="cpu"), FOLDS
+    )
     enough = len(rows) >= 2 * FOLDS
     deviation = f"spread {spread:.4f} over {FOLDS} folds" if enough else f"no spread below {2 * FOLDS} pictures"
     lines = [f"{title}: mean {mean:.4f}, {deviation}, {counted(rows, 'picture')}"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from vlm_plugin.evaluation.captions import Subject
 from vlm_plugin.evaluation.columns import columns_of
-from vlm_plugin.evaluation.distances import Number
-from vlm_plugin.evaluation.measure import FOLDS, Measure
+from vlm_plugin.evaluation.distances import FOLDS, Number
+from vlm_plugin.evaluation.measure import Measure
 from vlm_plugin.evaluation.scorers import Scorers
+from vlm_plugin.matcher.vlm import VLM
 
 NO_INCEPTION = "no Inception weights: pass --inception PATH"
 
@@ -37,6 +38,9 @@ class Table:
         self._measure = Measure(subject, reference, scorers, seed)
         self.columns = columns_of(scorers, self._measure.candidates)
         self.notes = [] if scorers.inception is not None else [NO_INCEPTION]
+        self.notes += [
+            _never_judged(reader.name) for reader in scorers.readers().values() if not was_judged(reader.vlm)
+        ]
         self.rows: dict[str, dict[str, Number]] = {}
         self.scores: dict[str, Tensor] = {}
 
@@ -73,6 +77,23 @@ class Table:
             ],
             "notes": self.notes,
         }
+
+
+def was_judged(vlm: VLM) -> bool:
+    """Whether a scorer that `pretrain` trained had to prefer right captions to wrong ones on held-out pictures.
+
+    True also where nothing is known of its training, or there is no scorer.
+    """
+    held_out = vlm.notes.get("held_out")
+    told = isinstance(held_out, Mapping) and vlm.scorer is not None
+    return not told or any(str(name).startswith("general_") for name in held_out)
+
+
+def _never_judged(name: str) -> str:
+    return (
+        f"VLMS by {name} may mean nothing: no held-out caption was wrong in its training, so nothing says that its "
+        "scorer tells right captions from wrong ones"
+    )
 
 
 def _cell(column: str, number: Number | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from vlm_plugin.gans.trainer import Trainer
 from vlm_plugin.matcher.choose import PACKAGED, TOLERATED_UNKNOWN, load_matcher, marks, unknown_words
 from vlm_plugin.matcher.identity import fingerprint
 from vlm_plugin.terminal import check_outside
+from vlm_plugin.training.bad_steps import BadSteps
 from vlm_plugin.training.device import choose_precision
 from vlm_plugin.training.ranks import barrier
 from vlm_plugin.training.run_folder import only_process, shared_run_folder, versions
@@ -70,6 +71,8 @@ class Run(NamedTuple):
     """`marks` of every matcher whose loss trained the generator, also before this run."""
     left_out: LeftOut
     """Pictures that could not be used."""
+    bad_steps: BadSteps
+    """Steps that were passed over."""
 
 
 def say(text: str) -> None:
@@ -164,14 +167,16 @@ def begin(
     precision = str(prepared.dtype).removeprefix("torch.")
     config = dataclasses.replace(config, steps=steps, epochs=None, precision=precision)
     if config.resumed:
-        first, folder = _go_on(trainer, config.resumed.folder, steps), config.resumed.folder
+        folder = config.resumed.folder
+        first, bad_steps = _go_on(trainer, folder, steps, config.max_bad_steps)
     else:
         _load_start(trainer, config, matcher)
         first, folder = 0, shared_run_folder(config.out, config.name)
+        bad_steps = BadSteps(config.max_bad_steps)
         lock(folder, locks)
     return Run(
         config, prepared, trainer, vlm_loss, first, folder,
-        _trained_with(config, trainer, matcher), _left_out(config.resumed, folder, prepared),
+        _trained_with(config, trainer, matcher), _left_out(config.resumed, folder, prepared), bad_steps,
     )  # fmt: skip
 
 
@@ -185,29 +190,30 @@ def lock(folder: Path, locks: contextlib.ExitStack) -> None:
         locks.enter_context(only_process(folder))
 
 
-def _go_on(trainer: Trainer, folder: Path, steps: int) -> int:
-    """Take the checkpoint's networks; how many steps they have done."""
+def _go_on(trainer: Trainer, folder: Path, steps: int, max_bad_steps: int) -> tuple[int, BadSteps]:
+    """Take the checkpoint's networks; how many steps they have done, and which of them were passed over."""
     file = folder / "checkpoint.pt"
     try:
-        done = _take(trainer, file)
+        done, counts = _take(trainer, file)
     except (OSError, ValueError) as error:
         older = previous(file)
         if not older.is_file():
             raise
-        done = _take(trainer, older)
+        done, counts = _take(trainer, older)
         say(f"{error}: going on from the one before, {older}, after step {done}")
+    bad_steps = BadSteps(max_bad_steps, counts)
     if steps < done:
         raise ValueError(f"--resume {folder}: expected {done} steps or more, which it has done, got {steps}")
     say(f"resuming {folder} at step {done} of {steps}")
-    return done
+    return done, bad_steps
 
 
-def _take(trainer: Trainer, file: Path) -> int:
+def _take(trainer: Trainer, file: Path) -> tuple[int, Mapping[str, int] | None]:
     # Onto the CPU: Adam's step counters stay where they are loaded to, and on a GPU every look at one waits for it.
     checkpoint = read_file(file, "checkpoint")
     with whole(file):
         trainer.load_state(checkpoint["trainer"])
-        return operator.index(checkpoint["step"])
+        return operator.index(checkpoint["step"]), checkpoint.get("bad_steps")
 
 
 def _load_start(trainer: Trainer, config: RunConfig, matcher: VLM) -> None:

@@ -21,7 +21,7 @@ sources speak of the same, the first of a row counts:
 
 A resumed run (--resume RUN) is what its `options.json` says, and the others of these options are refused. Beside it,
 --data, --vlm and --text-encoder say where its files lie now, --steps and --epochs how long it is to be, and --skip-bad
-holds from now on.
+and --max-bad-steps hold from now on.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from vlm_plugin.data.birds.make import BIRDS_FOLDER
 from vlm_plugin.files import ASSETS
 from vlm_plugin.matcher.choose import PACKAGED
 from vlm_plugin.terminal import name_or_path, user_path
+from vlm_plugin.training.bad_steps import MAX_BAD_STEPS
 
 RUNS = Path("runs")
 # What beside --resume says where a run's files lie now.
@@ -246,6 +247,8 @@ class RunConfig:
     """The table is of pictures at equal distances in the split; else of the first, as an earlier release's was."""
     skip_bad: bool = False
     """Leave out pictures that cannot be used, and list them in `skipped.txt`."""
+    max_bad_steps: int = MAX_BAD_STEPS
+    """As many steps in a row with NaN or infinity end the run, from 1 up; fewer are passed over."""
     precision: str
     """What it computes in: the settings' own until the hardware is known, then what auto came to, also on others."""
 
@@ -331,6 +334,11 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--text-encoder", type=name_or_path, metavar="FILE", help=encoder_help)
     add("--from-scratch", action="store_true", help="do not start from the packaged generator")
     add("--skip-bad", action="store_true", help="leave out pictures that cannot be used, and list them in skipped.txt")
+    bad_help = (
+        "pass over training steps with NaN or infinity, and stop after so many in a row "
+        f"(default: {MAX_BAD_STEPS}; 1: at the first)"
+    )
+    add("--max-bad-steps", type=whole_number, metavar="N", help=bad_help)
     return result
 
 

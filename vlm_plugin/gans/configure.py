@@ -26,6 +26,7 @@ from vlm_plugin.gans.config import (
 from vlm_plugin.gans.find import Baseline
 from vlm_plugin.gans.settings import Original, SettingsFile, origin_of_run, read_config, settings_of_run
 from vlm_plugin.matcher.choose import PACKAGED, is_packaged
+from vlm_plugin.training.bad_steps import MAX_BAD_STEPS, check_max_bad_steps
 from vlm_plugin.training.stream import check_seed
 
 
@@ -87,6 +88,7 @@ def _new_run(baseline: Baseline, arguments: argparse.Namespace) -> RunConfig:
         seed=seed_of(arguments, original),
         spread=True,
         skip_bad=arguments.skip_bad,
+        max_bad_steps=check_max_bad_steps(arguments.max_bad_steps, MAX_BAD_STEPS),
         precision=settings.precision,
         out=arguments.out or RUNS,
         device=arguments.device,
@@ -156,6 +158,7 @@ def _resumed_run(baseline: Baseline, arguments: argparse.Namespace) -> RunConfig
         **_length(arguments, then.steps, then.epochs),
         # A run that broke on its data may go on without what broke it.
         skip_bad=then.skip_bad or arguments.skip_bad,
+        max_bad_steps=check_max_bad_steps(arguments.max_bad_steps, then.max_bad_steps),
         device=arguments.device,
         resumed=dataclasses.replace(then.resumed, moved=frozenset(moved)),
     )

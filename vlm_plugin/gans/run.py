@@ -26,6 +26,7 @@ from vlm_plugin.gans.show import Show
 from vlm_plugin.gans.trainer import Trainer
 from vlm_plugin.terminal import escape_unprintable
 from vlm_plugin.training.device import choose_device
+from vlm_plugin.training.failures import one_cause
 from vlm_plugin.training.ranks import join_ranks, leave_ranks
 from vlm_plugin.training.run_folder import StopSignal
 
@@ -81,8 +82,15 @@ def start(
 
     Raises:
         OSError, TypeError, ValueError: what the user got wrong, or too large a batch; the message says what to do.
+        RankStoppedError: another process of this training failed first; the message says why.
         KeyboardInterrupt: interrupted; its argument, where it has one, says what is kept.
     """
+    with one_cause():
+        return _start(name, folder, build, arguments, loss)
+
+
+def _start(name: str, folder: Path, build: type[Trainer], arguments: argparse.Namespace, loss: MakeLoss | None) -> Path:
+    """`start` of one of the ranks."""
     try:
         trained = baseline(name)._replace(folder=folder)
         if arguments.sample is not None:
@@ -135,7 +143,7 @@ def _first_look(training: Run) -> Show:
         write_json(training.config.options(beginning), folder / "options.json")
     if not resumed:
         show.remember("before")
-        save_checkpoint(training.trainer, 0, folder)
+        save_checkpoint(training.trainer, 0, folder, training.bad_steps)
     return show
 
 

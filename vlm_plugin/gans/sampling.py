@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vlm_plugin.data.captions import TABLES, table_captions
 from vlm_plugin.data.images import to_image
 from vlm_plugin.evaluation.examination import PER_CAPTION
-from vlm_plugin.files import write_json
+from vlm_plugin.files import NotAFileError, open_file, write_json
 from vlm_plugin.gans.config import RUNS, may_have_moved, packaged_start
 from vlm_plugin.gans.configure import seed_of
 from vlm_plugin.gans.find import Baseline
@@ -70,7 +70,7 @@ def read_captions(words: Sequence[str], argument: str = "--sample") -> list[str]
         if os.path.isfile(word):
             captions += _captions_of(word, argument)
         elif _reads_like_a_file(word):
-            raise FileNotFoundError(f"{argument} {word}: no such file")
+            raise FileNotFoundError(f"{argument} {word}: {_why_no_file(word)}")
         else:
             captions.append(word)
     captions = [" ".join(caption.split()) for caption in captions if caption.strip()]
@@ -86,6 +86,17 @@ def _captions_of(file: str, argument: str) -> list[str]:
         return Path(file).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{argument} {file}: expected UTF-8 text ({error})") from None
+
+
+def _why_no_file(path: str) -> str:
+    """What stands in the place of a file that `os.path.isfile` does not see."""
+    try:
+        open_file(path).close()
+    except NotAFileError as error:
+        return f"expected a file of captions, found {error.strerror}"
+    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+        pass
+    return "no such file"
 
 
 def _reads_like_a_file(word: str) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vlm_plugin import VLM
 from vlm_plugin.files import first_few, misfits, read_checkpoint, read_file, whole
+from vlm_plugin.foreign import without_wrappers
 from vlm_plugin.matcher.choose import PACKAGED
 from vlm_plugin.matcher.identity import fingerprint
 
@@ -189,14 +190,14 @@ def check_weights(network: nn.Module | None, state: Mapping[str, Tensor], where:
 
 
 def bare(state: object, where: str) -> dict[str, Tensor]:
-    """A state dict without the `module.` prefixes that data-parallel wrappers leave.
+    """A state dict without the prefixes that wrappers leave, see `without_wrappers`.
 
     Raises:
         ValueError: something else.
     """
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{where}: expected a state dict of tensors")
-    return {str(name).removeprefix("module."): value for name, value in state.items()}
+    return without_wrappers(state)
 
 
 def state_dicts(weights: Mapping[str, object], path: Path) -> dict[str, dict[str, Tensor]]:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from vlm_plugin.files import whole
+from vlm_plugin.foreign import foreign
 from vlm_plugin.gans.config import Settings
 from vlm_plugin.gans.find import Baseline
 
@@ -130,7 +131,7 @@ def _load(path: Path) -> object:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path}: not readable as YAML: {foreign(path) or ' '.join(str(error).split())}") from None
 
 
 def _read_options(path: Path) -> object:
@@ -211,7 +212,8 @@ def _find(path: Path, value: str) -> Path:
 def _check_keys(content: object, known: dict, path: Path, prefix: str) -> None:
     if not isinstance(content, dict):
         where = f"under {prefix[:-1]}" if prefix else "of settings"
-        raise ValueError(f"{path}: expected a mapping {where}, got {content!r}")
+        got = (None if prefix else foreign(path)) or repr(content)
+        raise ValueError(f"{path}: expected a mapping {where}, got {got}")
     for key in content:
         if key not in known:
             raise ValueError(

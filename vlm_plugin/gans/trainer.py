@@ -19,21 +19,33 @@ from vlm_plugin.gans.config import Settings
 from vlm_plugin.gans.saved import NetworkFiles, check_weights
 from vlm_plugin.matching import unit
 from vlm_plugin.training import stream as stream
+from vlm_plugin.training.bad_steps import Guard, load_optimizer, optimizer_for
 from vlm_plugin.training.device import autocast
-from vlm_plugin.training.ranks import average_gradients
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move an exponential moving average of weights towards `network`; buffers are copied."""
+def update_average(average: nn.Module, network: nn.Module, decay: float, bad: Tensor | None = None) -> None:
+    """Move an exponential moving average of weights towards `network`; buffers are copied.
+
+    Args:
+        average: the average.
+        network: the weights as they are now.
+        decay: share of the average that stays.
+        bad: `()` bool; true leaves the average where it is.
+    """
+    share: float | Tensor = 1 - decay
+    if bad is not None and bad.device.type == "cpu":
+        share = 0.0 if bad else share
+    elif bad is not None:  # without a wait for the GPU
+        share = torch.where(bad, 0.0, share).float()
     for mean, value in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)
+        mean.lerp_(value, share)
     for mean, value in zip(average.buffers(), network.buffers(), strict=True):
         mean.copy_(value)
 
 
 class Trainer(NetworkFiles):
-    """Networks and optimisers of a GAN; a baseline adds its `step`, and how its files are read.
+    """Networks and optimisers of a GAN; a baseline adds its `update`, and how its files are read.
 
     Args:
         settings: of `settings_type`, or whatever has such attributes; `generator_lr`, `discriminator_lr`, `adam_betas`,
@@ -49,6 +61,7 @@ class Trainer(NetworkFiles):
         settings_type: the dataclass of the baseline's settings.
         trained_with: of the networks that `load_start` took, see `Saved`.
         start_is_checked: they say which text encoder conditioned them; published ones do not.
+        guard: looks at every step, and knows what was wrong with the last one.
     """
 
     settings_type: type[Settings] = Settings
@@ -73,13 +86,35 @@ class Trainer(NetworkFiles):
         self.discriminators = {name: self._place(network) for name, network in discriminators.items()}
         self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()
         self._judging = [p for n in self.discriminators.values() for p in n.parameters() if p.requires_grad]
-        betas = tuple(settings.adam_betas)
-        self._generator_adam = torch.optim.Adam(self.generator.parameters(), settings.generator_lr, betas)
-        self._discriminator_adam = torch.optim.Adam(self._judging, settings.discriminator_lr, betas)
+        betas, of_device = tuple(settings.adam_betas), optimizer_for(device)
+        self._generator_adam = torch.optim.Adam(self.generator.parameters(), settings.generator_lr, betas, **of_device)
+        self._discriminator_adam = torch.optim.Adam(self._judging, settings.discriminator_lr, betas, **of_device)
+        self.guard = Guard(device, {"generator": self.generator, **self.discriminators})
+
+    def step(self, batch: Batch, text: Features, step: int, vlm_loss: DualVLMLoss | None) -> dict[str, Tensor]:
+        """One update of every network; from the first on that is NaN or infinite, none (see `guard`).
+
+        Args:
+            batch, text, step, vlm_loss: see `update`.
+
+        Returns:
+            What `update` does; nothing where NaN or infinity was an error there.
+
+        Raises:
+            NotFiniteError: it was, with other ranks waiting.
+        """
+        (images,) = self.guard.begin(batch.images)
+        values: dict[str, Tensor] = {}
+        try:
+            values = self.update(batch._replace(images=images), text, step, vlm_loss)
+        except (ValueError, ArithmeticError, RuntimeError) as error:
+            self.guard.abandon(error)
+        self.guard.note(values)
+        return values
 
     @abc.abstractmethod
-    def step(self, batch: Batch, text: Features, step: int, vlm_loss: DualVLMLoss | None) -> dict[str, Tensor]:
-        """One update of every network.
+    def update(self, batch: Batch, text: Features, step: int, vlm_loss: DualVLMLoss | None) -> dict[str, Tensor]:
+        """One update of every network, by `update_discriminators` and `update_generator`.
 
         Args:
             batch: real pictures `(B, 3, S, S)` in [-1, 1] on the device, with class ids.
@@ -110,12 +145,12 @@ class Trainer(NetworkFiles):
 
     def update_discriminators(self, loss: Tensor) -> None:
         """One step of the discriminators' Adam."""
-        _update(self._discriminator_adam, loss, self._judging)
+        self.guard.update(self._discriminator_adam, loss, self.discriminators)
 
     def update_generator(self, loss: Tensor) -> None:
         """One step of the generator's Adam and of its average."""
-        _update(self._generator_adam, loss, list(self.generator.parameters()))
-        update_average(self.average, self.generator, self.ema)
+        self.guard.update(self._generator_adam, loss, {"generator": self.generator})
+        update_average(self.average, self.generator, self.ema, self.guard.bad)
 
     @contextlib.contextmanager
     def frozen_discriminators(self) -> Iterator[None]:
@@ -135,7 +170,10 @@ class Trainer(NetworkFiles):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            if isinstance(part, torch.optim.Optimizer):
+                load_optimizer(part, state[name])
+            else:
+                part.load_state_dict(state[name])
 
     def save_start(self, path: Path, notes: Mapping[str, Any]) -> None:
         """Write the averaged generator and the discriminators as float16: a small file for others to go on from."""
@@ -196,13 +234,6 @@ def scaled(text: Features) -> Features:
     """
     root = text.pooled.shape[1] ** 0.5
     return Features(unit(text.local.detach()) * root, unit(text.pooled.detach()) * root, text.mask)
-
-
-def _update(optimizer: torch.optim.Optimizer, loss: Tensor, parameters: list[nn.Parameter]) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    average_gradients(parameters)
-    optimizer.step()
 
 
 def _halved(value: Tensor) -> Tensor:

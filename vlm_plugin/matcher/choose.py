@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from vlm_plugin.files import ASSETS, find_file, read_file
+from vlm_plugin.foreign import without_wrappers
 from vlm_plugin.matcher.damsm import find_image_encoder, find_vocabulary
 from vlm_plugin.matcher.identity import fingerprint
 from vlm_plugin.matcher.vlm import VLM
@@ -41,7 +42,7 @@ def load_matcher(name: str, data: Path | None = None, device: torch.device | str
     content = read_file(path, what)
     if isinstance(content, dict) and "format" in content:
         return VLM.from_content(content, path).to(device)
-    if isinstance(content, dict) and "encoder.weight" in content:
+    if isinstance(content, dict) and "encoder.weight" in without_wrappers(content):
         return damsm_pair(path, data).to(device)
     raise ValueError(f"{path}: expected a {what}, got something else")
 

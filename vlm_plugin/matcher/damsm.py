@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from vlm_plugin.files import first_few, misfits, read_file
+from vlm_plugin.foreign import without_wrappers
 from vlm_plugin.matcher.image_encoders import InceptionEncoder
 from vlm_plugin.matcher.text_encoder import LSTMTextEncoder
 from vlm_plugin.matcher.vocabulary import REMEDY, Vocabulary
@@ -62,7 +64,8 @@ def read_damsm(
     ):
         if problems := misfits(network.state_dict(), state):
             raise ValueError(f"{path}: not a published DAMSM encoder: {first_few(problems)}")
-        network.load_state_dict(state)
+        # Of the file's type, whatever a host has made the default.
+        network.float().load_state_dict(state)
     return DamsmPair(image_encoder, text_encoder, vocabulary)
 
 
@@ -78,6 +81,7 @@ def damsm_text_state(path: str | os.PathLike) -> dict[str, Tensor]:
 def _state_dict(path: str | os.PathLike, *keys: str, what: str, ranks: tuple[int, ...]) -> dict[str, Tensor]:
     """A file's state dict, in which `what` has these keys at least, with as many dimensions each."""
     state = read_file(path, "state dict")
+    state = without_wrappers(state) if isinstance(state, Mapping) else state
     if missing := [key for key in keys if not isinstance(state, dict) or key not in state]:
         raise ValueError(f"{path}: expected the state dict of a {what} (with {missing[0]!r}), got something else")
     for key, rank in zip(keys, ranks, strict=True):
@@ -121,7 +125,7 @@ def find_vocabulary(text_encoder: Path, data: Path | None) -> Path:
         ValueError: none has as many words as the encoder, or several that do differ.
     """
     beside = text_encoder.parent
-    folders = [beside] if data is None or data.resolve() == beside.resolve() else [data, beside]
+    folders = [beside] if data is None or os.path.realpath(data) == os.path.realpath(beside) else [data, beside]
     candidates = [folder / name for folder in folders for name in VOCABULARIES]
     found = [path for path in candidates if path.is_file()]
     if not found:

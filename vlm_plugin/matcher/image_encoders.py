@@ -13,8 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import Inception_V3_Weights, shufflenet_v2_x1_0
-from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, InceptionC, InceptionD, InceptionE
 
 from vlm_plugin.checks import check_image_batch, check_positive, first_tensor
 from vlm_plugin.features import Features
@@ -143,24 +141,27 @@ class InceptionEncoder(ImageEncoder):
         self.global_layer = global_layer or stored_layer or "Mixed_7b"
         self.settings: dict[str, Any] = {"embed_dim": embed_dim, "global_layer": self.global_layer}
 
+        # Not at the top: it takes longer to import than torch, and other encoders do without.
+        from torchvision.models import inception as blocks
+
         # The blocks' own default initialisation: torchvision's model class spends minutes on a truncated normal.
-        self.Conv2d_1a_3x3 = BasicConv2d(3, 32, kernel_size=3, stride=2)
-        self.Conv2d_2a_3x3 = BasicConv2d(32, 32, kernel_size=3)
-        self.Conv2d_2b_3x3 = BasicConv2d(32, 64, kernel_size=3, padding=1)
-        self.Conv2d_3b_1x1 = BasicConv2d(64, 80, kernel_size=1)
-        self.Conv2d_4a_3x3 = BasicConv2d(80, 192, kernel_size=3)
-        self.Mixed_5b = InceptionA(192, pool_features=32)
-        self.Mixed_5c = InceptionA(256, pool_features=64)
-        self.Mixed_5d = InceptionA(288, pool_features=64)
-        self.Mixed_6a = InceptionB(288)
-        self.Mixed_6b = InceptionC(768, channels_7x7=128)
-        self.Mixed_6c = InceptionC(768, channels_7x7=160)
-        self.Mixed_6d = InceptionC(768, channels_7x7=160)
-        self.Mixed_6e = InceptionC(768, channels_7x7=192)
-        self.Mixed_7a = InceptionD(768)
-        self.Mixed_7b = InceptionE(1280)
+        self.Conv2d_1a_3x3 = blocks.BasicConv2d(3, 32, kernel_size=3, stride=2)
+        self.Conv2d_2a_3x3 = blocks.BasicConv2d(32, 32, kernel_size=3)
+        self.Conv2d_2b_3x3 = blocks.BasicConv2d(32, 64, kernel_size=3, padding=1)
+        self.Conv2d_3b_1x1 = blocks.BasicConv2d(64, 80, kernel_size=1)
+        self.Conv2d_4a_3x3 = blocks.BasicConv2d(80, 192, kernel_size=3)
+        self.Mixed_5b = blocks.InceptionA(192, pool_features=32)
+        self.Mixed_5c = blocks.InceptionA(256, pool_features=64)
+        self.Mixed_5d = blocks.InceptionA(288, pool_features=64)
+        self.Mixed_6a = blocks.InceptionB(288)
+        self.Mixed_6b = blocks.InceptionC(768, channels_7x7=128)
+        self.Mixed_6c = blocks.InceptionC(768, channels_7x7=160)
+        self.Mixed_6d = blocks.InceptionC(768, channels_7x7=160)
+        self.Mixed_6e = blocks.InceptionC(768, channels_7x7=192)
+        self.Mixed_7a = blocks.InceptionD(768)
+        self.Mixed_7b = blocks.InceptionE(1280)
         if self.global_layer == "Mixed_7c":
-            self.Mixed_7c = InceptionE(2048)
+            self.Mixed_7c = blocks.InceptionE(2048)
         self.emb_features = nn.Conv2d(768, embed_dim, kernel_size=1, bias=False)
         self.emb_cnn_code = nn.Linear(2048, embed_dim)
         if state:
@@ -221,6 +222,8 @@ def _inception_weights(weights: str | os.PathLike[str] | None) -> tuple[str, dic
     if not isinstance(weights, (str, os.PathLike)):
         raise TypeError(f"weights: expected None, 'imagenet' or a path, got {type(weights).__name__}")
     if weights == "imagenet":
+        from torchvision.models import Inception_V3_Weights
+
         url = Inception_V3_Weights.IMAGENET1K_V1.url
         weights = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
         if not os.path.isfile(weights):
@@ -333,6 +336,8 @@ class ShuffleNetEncoder(ImageEncoder):
         check_positive(embed_dim=embed_dim)
         self.embed_dim = embed_dim
         self.settings: dict[str, Any] = {"embed_dim": embed_dim}
+        from torchvision.models import shufflenet_v2_x1_0
+
         network = shufflenet_v2_x1_0(weights=None)
         self.to_stage3 = nn.Sequential(network.conv1, network.stage2, network.stage3)
         self.to_stage5 = nn.Sequential(network.stage4, network.conv5)

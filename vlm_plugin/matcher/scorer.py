@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +15,21 @@ from vlm_plugin.checks import check_positive
 from vlm_plugin.features import Features
 
 KINDS = ("caption", "image")
+_SETTING = threading.Lock()
 
 
 def _gelu(x: Tensor) -> Tensor:
     # Named by the string "gelu", the layer takes another path when nothing asks for a gradient, which gives slightly
     # other values and, in older releases of torch, fails under autocast on a CPU.
     return F.gelu(x)
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as plain products. The setting is the whole process's: of two threads that overlap, the later one would
+    put back what the earlier one had set."""
+    with _SETTING if not torch.compiler.is_compiling() else contextlib.nullcontext(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 class MatchingScoreBlock(nn.Module):
@@ -97,8 +108,7 @@ class MatchingScoreBlock(nn.Module):
         always = torch.ones(len(tokens), 1, dtype=torch.bool, device=tokens.device)
         mask = torch.cat([image.mask, always, anchor.mask, always], dim=1)
         # On a CPU the backward of the fused attention is slower than plain products are at these lengths.
-        plain = sdpa_kernel(SDPBackend.MATH) if tokens.device.type == "cpu" else contextlib.nullcontext()
-        with plain:
+        with _plain_attention() if tokens.device.type == "cpu" else contextlib.nullcontext():
             scores = self.to_score(self.transformer(tokens, src_key_padding_mask=~mask)).squeeze(-1)
         scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
         return scores.masked_fill(~mask, 0.0).sum(1) / mask.sum(1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_plugin.checks import INTEGER_DTYPES, as_integers, check_positive
+from vlm_plugin.checks import INTEGER_DTYPES, as_integers, check_positive, is_readable
 from vlm_plugin.features import Features
 
 
@@ -70,6 +70,8 @@ class LSTMTextEncoder(nn.Module):
             raise ValueError(
                 f"tokens: expected them on the encoder's device {self.encoder.weight.device}, got {tokens.device}"
             )
+        if not (torch.compiler.is_compiling() or is_readable(tokens)):
+            raise ValueError("tokens: expected values to read, got none (the meta device, or torch.func.vmap)")
         lengths = as_integers(lengths, "lengths")
         if lengths.shape != tokens.shape[:1]:
             raise ValueError(f"lengths: expected shape ({len(tokens)},) as tokens has, got {tuple(lengths.shape)}")

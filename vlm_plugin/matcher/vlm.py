@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,14 @@ from vlm_plugin.matcher.identity import (
 from vlm_plugin.matcher.scorer import MatchingScoreBlock
 from vlm_plugin.matcher.text_encoder import LSTMTextEncoder
 from vlm_plugin.matcher.vocabulary import Vocabulary, vocabulary_of
+
+
+def _ordinary_tensors() -> contextlib.ExitStack:
+    """Tensors through which gradients flow, on the CPU, whatever mode and default device a host is in."""
+    modes = contextlib.ExitStack()
+    modes.enter_context(torch.inference_mode(False))
+    modes.enter_context(torch.device("cpu"))
+    return modes
 
 
 class VLM(nn.Module):
@@ -213,7 +222,8 @@ class VLM(nn.Module):
             ValueError: the file is no VLM checkpoint, of a newer version, or has NaN or infinity among its weights.
         """
         path = find_file(path)
-        return cls.from_content(read_file(path, f"{FORMAT} file"), path).to(map_location)
+        with _ordinary_tensors():
+            return cls.from_content(read_file(path, f"{FORMAT} file"), path).to(map_location)
 
     @classmethod
     def from_content(cls, content: object, path: str | os.PathLike) -> VLM:
@@ -224,7 +234,7 @@ class VLM(nn.Module):
             path: the file, for messages.
 
         Returns:
-            The matcher on the CPU, in eval mode.
+            The matcher on the CPU, in float32 and eval mode, whatever the host's default device and dtype are.
 
         Raises:
             ValueError: the content is no VLM checkpoint's, of a newer version, or has NaN or infinity among its
@@ -232,8 +242,9 @@ class VLM(nn.Module):
         """
         checked = check_content(content, path, FORMAT, VERSION)
         try:
-            vlm = cls(**unpack(checked))
-            load_weights(vlm._parts(), checked)
+            with _ordinary_tensors():
+                vlm = cls(**unpack(checked)).float()
+                load_weights(vlm._parts(), checked)
         except Exception as error:
             raise ValueError(f"{path}: a damaged {FORMAT} file: {type(error).__name__}: {error}") from error
         return vlm.eval()
@@ -259,7 +270,8 @@ class VLM(nn.Module):
             ValueError: the files are no such state dicts, or text encoder and vocabulary (or image encoder) differ in
                 size.
         """
-        pair = read_damsm(text_encoder_path, image_encoder_path, vocabulary)
+        with _ordinary_tensors():
+            pair = read_damsm(text_encoder_path, image_encoder_path, vocabulary)
         notes = {"source": f"DAMSM: {Path(text_encoder_path).name}, {Path(image_encoder_path).name}"}
         return cls(*pair, notes=notes).eval()
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import regex
 import torch
-from nltk.tokenize import RegexpTokenizer
 from torch import Tensor
 
 from vlm_plugin.checks import check_positive
 from vlm_plugin.unpickle import load_pickle
 
-__all__ = ["END", "UNKNOWN", "Vocabulary"]
+if TYPE_CHECKING:
+    from nltk.tokenize.api import TokenizerI
 
+__all__ = ["END", "UNKNOWN", "Vocabulary", "is_undivided"]
+
+# Neither can come out of either tokenizer, so no caption can spell one.
 END = "<end>"
 UNKNOWN = "<unk>"
 MAX_WORDS = 18  # what AttnGAN's and DF-GAN's data settings keep of a caption
@@ -26,8 +30,6 @@ MAX_WORDS = 18  # what AttnGAN's and DF-GAN's data settings keep of a caption
 REMEDY = (
     "use the captions.pickle that came with this text encoder, or pretrain a matcher on this data (vlm-plugin pretrain)"
 )
-# Neither special word can come out of either tokenizer, so no caption can spell one.
-_TOKENIZER = RegexpTokenizer(r"\w+")
 _KEYCAP = r"[0-9#*]\uFE0F?\u20E3"
 # Letters and numbers of the script, not its radicals, which are symbols; also the places that Unicode keeps for more.
 _HAN = (
@@ -49,6 +51,14 @@ _TOKEN = regex.compile(
     rf"{_KEYCAP}|{_EMOJI}(?:\u200D{_EMOJI})*|{_HAN}\pM*|{_LETTER}(?:{_IN_WORD}|[\u200C\u200D]+(?={_IN_WORD}))*",
     regex.VERSION1,
 )
+# Scripts without blanks between words, but for Han, whose letters are words; without marks, which differ in number.
+_UNSPACED_LETTER = regex.compile(
+    r"[[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Hiragana}\p{Katakana}\p{Javanese}\p{Balinese}\p{Tai_Tham}"
+    r"\p{New_Tai_Lue}\p{Tai_Viet}\u30FC]&&\pL]",
+    regex.VERSION1,
+)
+# Letters of one; most words have two to six.
+_LONGEST_UNSPACED_WORD = 8
 
 
 class Vocabulary:
@@ -234,10 +244,11 @@ class Vocabulary:
             rows.append(self._ids_of(tokens, caption, name, max_words, generator))
             if words is not None:
                 words += tokens
-        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-        tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+        # On the CPU, whatever a host has made the default device.
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64, device="cpu")
+        tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64, device="cpu")
         for i, row in enumerate(rows):
-            tokens[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+            tokens[i, : len(row)] = torch.tensor(row, dtype=torch.int64, device="cpu")
         return tokens, lengths
 
     def decode(self, ids: Iterable[int] | Tensor) -> str:
@@ -337,6 +348,17 @@ class Vocabulary:
         return cls(state["words"], unknown=state["unknown"], ascii_only=state["ascii_only"])
 
 
+def is_undivided(word: str) -> bool:
+    """Whether a token looks like a whole phrase of a script that puts no blanks between words.
+
+    Those of Thai, Lao, Khmer, Burmese, Tibetan, Javanese and the like and of kana are not divided, see `Vocabulary`.
+
+    Args:
+        word: a token.
+    """
+    return len(_UNSPACED_LETTER.findall(word)) > _LONGEST_UNSPACED_WORD
+
+
 def vocabulary_of(content: object, source: str) -> Vocabulary:
     """What `Vocabulary.from_damsm` makes of a file's content.
 
@@ -378,15 +400,23 @@ def _short(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+@functools.cache
+def _word_tokenizer() -> TokenizerI:
+    # Not at the top: nltk takes as long to import as the rest of the drop-in.
+    from nltk.tokenize import RegexpTokenizer
+
+    return RegexpTokenizer(r"\w+")
+
+
 def _tokens(caption: str, name: str, ascii_only: bool) -> list[str]:
     """The words of a caption that the caller calls `name`."""
     if not isinstance(caption, str):
         raise TypeError(f"{name}: expected a string, got {type(caption).__name__}")
     if caption.isascii():
-        return _TOKENIZER.tokenize(caption.lower())
+        return _word_tokenizer().tokenize(caption.lower())
     if not ascii_only:
         return _unicode_tokens(caption)
-    tokens = _TOKENIZER.tokenize(caption.lower())
+    tokens = _word_tokenizer().tokenize(caption.lower())
     # After splitting: "red\u2014brown" is two words, and dropping the dash first would make it one.
     tokens = [token.encode("ascii", "ignore").decode("ascii") for token in tokens]
     return [token for token in tokens if token]

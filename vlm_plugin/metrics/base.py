@@ -45,7 +45,7 @@ def mean_and_spread(values: Tensor, folds: int = 10, seed: int = 0) -> tuple[Ten
     exact = values.detach().cpu().double()
     spread = exact.new_zeros(())
     if len(exact) >= 2 * folds:
-        order = torch.randperm(len(exact), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(exact), generator=torch.Generator().manual_seed(seed), device="cpu")
         spread = torch.stack([part.mean() for part in exact[order].tensor_split(folds)]).std()
     return exact.mean().to(values), spread.to(values)
 

@@ -50,7 +50,7 @@ def caption_ids(captions: Sequence[str]) -> Tensor:
     """
     if isinstance(captions, str):
         raise TypeError(f"captions: expected B strings, got the one string {captions[:40]!r}")
-    return torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
+    return torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64, device="cpu")
 
 
 class RPrecision(PictureMetric):
@@ -219,7 +219,7 @@ def _ranks_first(
     count = len(images)
     drawn = min(candidates, count) - 1
     first = []
-    for rows in torch.arange(count).split(_ROWS_AT_A_TIME):
+    for rows in torch.arange(count, device="cpu").split(_ROWS_AT_A_TIME):
         wrong = mismatched(facts[rows], facts)
         if wrong.dtype != torch.bool or wrong.shape != (len(rows), count):
             raise ValueError(
@@ -227,8 +227,8 @@ def _ranks_first(
                 f"got {wrong.dtype} of shape {tuple(wrong.shape)}"
             )
         # Random keys, with what is not allowed sent to the end: the lowest ones are a draw without replacement.
-        keys = torch.rand(len(rows), count, generator=generator).masked_fill_(~wrong, _NO_CANDIDATE)
-        keys[torch.arange(len(rows)), rows] = _NO_CANDIDATE
+        keys = torch.rand(len(rows), count, generator=generator, device="cpu").masked_fill_(~wrong, _NO_CANDIDATE)
+        keys[torch.arange(len(rows), device="cpu"), rows] = _NO_CANDIDATE
         keys, columns = keys.topk(drawn, largest=False, sorted=False)
         own = (images[rows] * captions[rows]).sum(-1, keepdim=True)
         others = (images[rows, None] * captions[columns]).sum(-1)

@@ -58,7 +58,7 @@ class Evaluator:
         skip_bad: bool = False,
     ) -> None:
         self.images = CaptionedImages(records, image_size, train=False, vocabulary=vocabulary)
-        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
+        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
         pools = [order[start : start + POOL] for start in range(0, len(order), POOL)]
         if len(pools) > 1 and len(pools[-1]) < POOL:
             pools.pop()
@@ -91,7 +91,7 @@ class Evaluator:
         for batch in self.batches():
             if self.truth is None:
                 # Without attributes the only captions known to be equally right are the equal ones.
-                true = torch.tensor([[a == b for b in batch.captions] for a in batch.captions])
+                true = torch.tensor([[a == b for b in batch.captions] for a in batch.captions], device="cpu")
             else:
                 true = true_captions_of(self.truth, batch)
             pictures = true.sum(0).expand_as(true).masked_fill(~true, len(true) + 1)

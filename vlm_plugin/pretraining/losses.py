@@ -197,6 +197,8 @@ def hard_negatives(scores: Tensor, excluded: Tensor, generator: torch.Generator 
     """
     own = torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
     weights = (GAMMA3 * (scores - 1)).exp().masked_fill(excluded | own, 0.0).cpu()
+    # Of broken features nothing is drawn; the losses of these are no numbers either, and say so.
+    weights[~weights.isfinite()] = 0.0
     valid = weights.sum(1) > 0
     weights[~valid] = 1.0
     columns = torch.multinomial(weights, 1, generator=generator).squeeze(1)

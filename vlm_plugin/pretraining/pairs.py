@@ -64,7 +64,7 @@ class Pairs(Dataset):
         partners = [p for p in self._partners[index] if p != index] or [index]
         first = self.images[index]
         try:
-            return PairSample(first, self.images[partners[int(torch.randint(len(partners), ()))]])
+            return PairSample(first, self.images[partners[int(torch.randint(len(partners), (), device="cpu"))]])
         except BadSampleError as error:
             if not self.skip_bad:
                 raise
@@ -74,6 +74,14 @@ class Pairs(Dataset):
 def collate_pairs(samples: Sequence[PairSample]) -> tuple[Batch, Batch]:
     """Two batches: the captioned pictures and, row by row, their image-image positives."""
     return collate([s.first for s in samples]), collate([s.second for s in samples])
+
+
+def has_wrong_caption(truth: BirdTruth | None, batch: Batch) -> bool:
+    """Whether a batch has a wrong caption to tell a picture's own from; a bird has its swapped one."""
+    if truth is not None:
+        return True
+    differ = torch.tensor([[a != b for b in batch.captions] for a in batch.captions], device="cpu")
+    return bool((differ & ~true_captions_of(truth, batch)).any())
 
 
 def true_captions_of(truth: BirdTruth | None, batch: Batch) -> Tensor:

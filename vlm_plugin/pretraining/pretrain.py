@@ -10,12 +10,12 @@ import contextlib
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_plugin.data import CaptionedImages
 from vlm_plugin.data.dataset import Batch
@@ -23,7 +23,7 @@ from vlm_plugin.files import check_writable, not_finite, whole
 from vlm_plugin.matcher.vlm import VLM
 from vlm_plugin.pretraining.evaluator import Evaluator, scores_in_words
 from vlm_plugin.pretraining.losses import step_losses
-from vlm_plugin.pretraining.pairs import Pairs, collate_pairs
+from vlm_plugin.pretraining.pairs import Pairs, collate_pairs, has_wrong_caption
 from vlm_plugin.pretraining.resume import (
     check_same_run,
     forget_state,
@@ -34,14 +34,31 @@ from vlm_plugin.pretraining.resume import (
     write_state,
 )
 from vlm_plugin.pretraining.settings import PretrainSettings, filled_in
-from vlm_plugin.pretraining.start import Splits, first_matcher, open_splits, train_mode
+from vlm_plugin.pretraining.start import (
+    Splits,
+    check_learnable,
+    first_matcher,
+    no_wrong_caption,
+    open_splits,
+    train_mode,
+)
+from vlm_plugin.training.bad_steps import (
+    BAD_BATCH,
+    BadSteps,
+    Guard,
+    Taken,
+    in_words,
+    load_optimizer,
+    optimizer_for,
+    save_batch,
+)
 from vlm_plugin.training.device import choose_device, choose_precision
 from vlm_plugin.training.ranks import progress
 from vlm_plugin.training.run_folder import only_writer
 from vlm_plugin.training.skipped import LeftOut
 from vlm_plugin.training.stream import Stream, endless_batches, mix
 
-STEPS_PER_LOOK = 10  # the losses are shown, and checked to be finite, every so many steps
+STEPS_PER_LOOK = 10  # the losses are shown every so many steps
 
 
 def pretrain(data: str | Path, out: str | Path, **options: object) -> VLM:
@@ -59,13 +76,13 @@ def pretrain(data: str | Path, out: str | Path, **options: object) -> VLM:
 
     Returns:
         The matcher of the best epoch on the held-out split: by the mean of local and global R@1 or, as frozen encoders
-        do not change these, by `general_hard` (see `Evaluator`).
+        do not change these, by `general_hard` (see `Evaluator`). Of equal ones it is the last.
 
     Raises:
         BadSampleError: a picture cannot be used, and `skip_bad` is off. The message names it.
         OSError, ValueError: the message names the argument or file, which may be one that another process trains at
-            this moment; or, with the first name that holds NaN or
-            infinity, a training that broke down.
+            this moment; or, with the first name that holds NaN or infinity, a training that broke down; or no picture
+            has a wrong caption to learn from.
     """
     settings = filled_in(PretrainSettings(**options))
     data, out = Path(data), Path(out)
@@ -86,6 +103,7 @@ def _pretrain(data: Path, out: Path, settings: PretrainSettings) -> VLM:
         settings = dataclasses.replace(settings, skip_bad=True)
     splits = open_splits(data, settings.skip_bad)
     vlm = first_matcher(settings, data, splits)
+    check_learnable(splits, vlm.vocabulary, data)
     record = record_of(settings, data, vlm)
     if state is None and out.exists() and is_finished(out, record, splits.digest):
         print(f"{out}: finished already", flush=True)
@@ -112,6 +130,7 @@ class Pretraining:
     Attributes:
         epochs_done: how many passes over the train split lie behind.
         best: score, weights and results of the best epoch so far.
+        learned: a batch had a picture with a wrong caption. Until then no matcher is written.
     """
 
     def __init__(
@@ -129,13 +148,17 @@ class Pretraining:
         self.steps = max(len(splits.train) // settings.batch, 1)  # of an epoch
         self.trained = [parameter for parameter in vlm.parameters() if parameter.requires_grad]
         rate, total = settings.learning_rate, settings.epochs * self.steps + 1
-        self.optimizer = torch.optim.AdamW(self.trained, lr=rate, weight_decay=1e-4, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=rate, weight_decay=1e-4, betas=(0.9, 0.98), **optimizer_for(vlm.device)
+        )
+        self.guard = Guard(vlm.device, {"matcher": vlm})
+        self.bad_steps = BadSteps(settings.max_bad_steps, None if state is None else state.get("bad_steps"))
         # A tenth of warm-up, and one step at least (with none OneCycleLR divides by zero).
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, rate, total_steps=total, pct_start=max(0.1, 2 / total)
         )
         self.best: dict[str, Any] = {"score": -1.0, "weights": None, "results": {}}
-        self.epochs_done = 0
+        self.epochs_done, self.learned = 0, False
         self.left_out = LeftOut(out.with_name(out.name + ".skipped.txt"), keep=state is not None)
         self.left_out.add(splits.lost)
         if state is not None:
@@ -155,12 +178,16 @@ class Pretraining:
             self._judge_epoch(epoch, evaluate, ceiling)
             self.epochs_done = epoch + 1
             # The matcher before the state: a kill between the two repeats the epoch and loses nothing.
-            self._save_best(ceiling)
+            if self.learned:
+                self._save_best(ceiling)
             write_state(self._state(), self.out)
+        self._check_learned()
         # Read before the state goes: what cannot be read would have to be trained anew.
         finished = VLM.load(self.out)
         forget_state(self.out)
         self.left_out.report()
+        if self.bad_steps.total:
+            print(f"passed over {self.bad_steps.total} steps with NaN or infinity", flush=True)
         print(f"wrote {self.out}", flush=True)
         return finished
 
@@ -179,7 +206,29 @@ class Pretraining:
         if judged < usable:
             split = f"the {splits.held_out_name} split"
             print(f"each epoch is judged by {judged} of {usable} pictures of {split}", flush=True)
+        self._tell_what_is_not_judged(evaluate)
         return evaluate
+
+    def _tell_what_is_not_judged(self, evaluate: Evaluator) -> None:
+        """Say what the held-out pictures do not tell, where none of them has a wrong caption."""
+        splits, vocabulary = self.splits, self.vlm.vocabulary
+        records = [splits.held_out[index] for pool in evaluate.pools for index in pool]
+        without = "epochs cannot be told apart, so the last is kept"
+        reason = no_wrong_caption(records, splits.truth, vocabulary, classes=False)
+        if reason is None:
+            reason = no_wrong_caption(records, splits.truth, vocabulary)
+            without = without if self.settings.freeze_encoders else "the scorer is not judged"
+        if reason is not None:
+            print(f"{splits.held_out_name} split: {reason}: no wrong caption, {without}", flush=True)
+
+    def _check_learned(self) -> None:
+        """End a run whose losses could not teach anything, before its file is taken for a matcher."""
+        if not self.learned:
+            state_file_of(self.out).unlink(missing_ok=True)
+            raise ValueError(
+                f"data: expected batches with a wrong caption for a picture, got none in {self.epochs_done} epochs: "
+                f"the local and global losses were 0 throughout, so {self.out} is not written; try a larger --batch"
+            )
 
     def _batches(self) -> Iterator[tuple[Batch, Batch]]:
         """The pairs of the steps that are left."""
@@ -197,37 +246,66 @@ class Pretraining:
         bar.set_description(f"epoch {epoch + 1}/{self.settings.epochs}")
         for number, (first, second) in enumerate(bar):
             self.left_out.add([*first.skipped, *second.skipped])
-            terms = self._step(first, second, mix(self.settings.seed, epoch * self.steps + number, 2))
-            if number % STEPS_PER_LOOK == 0:
-                self._check_finite(terms)
+            self.learned = self.learned or has_wrong_caption(self.splits.truth, first)
+            step, shown = epoch * self.steps + number, {}
+            terms = self._step(step, first, second)
+            looking, last = number % STEPS_PER_LOOK == 0, number == self.steps - 1
+            taken = Taken(step, self.guard.report(), (first, second))
+            for seen in self.bad_steps.look(taken, taken.report.bad, now=looking or last):
+                if self.bad_steps.too_many:
+                    raise self._broken_down(seen)
+            # An epoch without a sound step has trained nothing.
+            if last and self.bad_steps.in_a_row >= self.steps:
+                raise self._broken_down(taken)
+            if looking:
                 shown = {name: f"{float(value):.2f}" for name, value in terms.items()}
-                bar.set_postfix(shown | ({"left out": len(self.left_out.names)} if self.left_out.names else {}))
-        self._check_finite(self.vlm.state_dict())
+                counts = {"left out": len(self.left_out.names), "bad steps": self.bad_steps.total}
+                bar.set_postfix({**shown, **{name: count for name, count in counts.items() if count}})
+        if name := not_finite(self.vlm.state_dict()):
+            raise self._broken_down(taken, name)
 
-    def _step(self, first: Batch, second: Batch, seed: int) -> dict[str, Tensor]:
-        """One step of the optimizer; returns the terms of the loss."""
+    def _step(self, step: int, first: Batch, second: Batch) -> dict[str, Tensor]:
+        """One step of the optimizer, or none; returns the terms of the loss."""
+        seed = mix(self.settings.seed, step, 2)
         # Dropout draws from the global randomness: it too must not know whether the run was interrupted.
         torch.manual_seed(seed)
-        losses = step_losses(self.vlm, first, second, self.splits.truth, self.vlm.device, self.dtype, seed)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
+        images, others = self.guard.begin(first.images, second.images)
+        first, second = first._replace(images=images), second._replace(images=others)
+        terms: dict[str, Tensor] = {}
+        try:
+            losses = step_losses(self.vlm, first, second, self.splits.truth, self.vlm.device, self.dtype, seed)
+            terms = losses.terms
+            self.guard.note(terms)
+            self.guard.update(self.optimizer, losses.total, {"matcher": self.vlm}, clip=1.0)
+        except (ValueError, ArithmeticError, RuntimeError) as error:
+            self.guard.abandon(error)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.step()
+        # The rates are those of the step's number, whatever became of it.
         self.schedule.step()
-        return losses.terms
+        return terms
 
-    def _check_finite(self, content: Mapping[str, Tensor]) -> None:
-        """End the run before its files are overwritten, where a value is NaN or infinite."""
-        if name := not_finite(content):
-            done = self.epochs_done
-            raise ValueError(
-                f"epoch {done + 1}: expected finite numbers, got NaN or infinity in {name}: the training has broken "
-                f"down. {f'{state_file_of(self.out)} stays as it was after epoch {done}; ' if done else ''}"
-                "begin a run with a lower --learning-rate and another --out"
-            )
+    def _broken_down(self, taken: Taken, name: str | None = None) -> ValueError:
+        """What ends the run before its files are overwritten; the step's batch is written.
+
+        Args:
+            taken: the step.
+            name: of what is NaN or infinite; what the guard found in the step when left out.
+        """
+        names = taken.report.names() if name is None else [name]
+        first, second = taken.content
+        path, done = self.out.with_name(f"{self.out.name}.{BAD_BATCH}"), self.epochs_done
+        seed = {"seed": mix(self.settings.seed, taken.step, 2)}
+        save_batch(path, taken.step, names, seed, batch=first, positives=second)
+        return ValueError(
+            f"epoch {done + 1}: expected finite numbers, got NaN or infinity in {in_words(names)} at step {taken.step}"
+            f"{self.bad_steps.words()}: the training has broken down. "
+            f"{f'{state_file_of(self.out)} stays as it was after epoch {done}; ' if done else ''}"
+            f"begin a run with a lower --learning-rate and another --out. {path} has the step's pictures and captions"
+        )
 
     def _judge_epoch(self, epoch: int, evaluate: Evaluator, ceiling: float) -> None:
-        """Look at the held-out split, say what was found, and keep the weights if there were none better before."""
+        """Look at the held-out split, say what was found, and keep the weights unless there were better ones before."""
         results = evaluate(self.vlm)
         if self.settings.freeze_encoders:
             # The last epoch where no caption of the split is wrong, as in a split of one class.
@@ -236,7 +314,8 @@ class Pretraining:
             score = (results["local_r1"] + results["global_r1"]) / 2
         words = scores_in_words(results, ceiling, len(evaluate.pools[0]))
         print(f"epoch {epoch + 1}/{self.settings.epochs}  {self.splits.held_out_name}: {words}", flush=True)
-        if score > self.best["score"]:
+        # The last of equal ones: it has learned longer.
+        if score >= self.best["score"]:
             self.best = {"score": score, "weights": copy.deepcopy(self.vlm.state_dict()), "results": results}
 
     def _save_best(self, ceiling: float) -> None:
@@ -256,13 +335,15 @@ class Pretraining:
         return {
             "settings": self.record, "pictures": self.splits.digest, "vlm": self.vlm.state_dict(),
             "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
-            "best": self.best, "epoch": self.epochs_done, "skip_bad": self.settings.skip_bad,
+            "best": self.best, "epoch": self.epochs_done, "skip_bad": self.settings.skip_bad, "learned": self.learned,
+            **self.bad_steps.counts(),
         }  # fmt: skip
 
     def _go_on(self, state: dict[str, Any]) -> None:
         with whole(state_file_of(self.out)):
             self.vlm.load_state_dict(state["vlm"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             self.best, self.epochs_done = state["best"], state["epoch"]
+        self.learned = state.get("learned", True)  # an earlier release wrote the matcher at once
         print(f"resuming after epoch {self.epochs_done} of {self.settings.epochs}", flush=True)

@@ -108,7 +108,8 @@ def forget_state(out: Path) -> None:
 
 
 def write_state(state: dict[str, Any], out: Path) -> None:
-    """Write `settings` (of `record_of`), `pictures`, `vlm`, `optimizer`, `schedule`, `best`, `epoch`, `skip_bad`."""
+    """Write `settings` (of `record_of`), `pictures`, `vlm`, `optimizer`, `schedule`, `best`, `epoch`, whether bad
+    pictures are skipped (`skip_bad`) and anything was `learned` and, where there were some, `bad_steps`."""
     write_next(state, state_file_of(out))
 
 

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from vlm_plugin.checks import is_integer
+from vlm_plugin.training.bad_steps import MAX_BAD_STEPS, check_max_bad_steps
 from vlm_plugin.training.stream import check_seed
 
 
@@ -57,6 +59,9 @@ class PretrainSettings:
     """Leave out pictures that cannot be read, and those without a caption of known words, and list them in `out` +
     ".skipped.txt". A run that began so goes on so."""
 
+    max_bad_steps: int = MAX_BAD_STEPS
+    """As many steps in a row with NaN or infinity end the training, from 1 up; fewer are passed over."""
+
     # ---- on what, and what is written
     device: str | None = None
     """Where to compute, "cuda" or "cpu"; the GPU when left out, where there is one."""
@@ -78,7 +83,7 @@ def filled_in(settings: PretrainSettings) -> PretrainSettings:
     if settings.freeze_encoders and settings.damsm is None:
         raise ValueError("freeze_encoders: expected DAMSM encoders with it (--damsm), new ones have to be trained")
     encoder = settings.encoder or ("conv" if settings.damsm is None else "inception")
-    if encoder not in DEFAULTS:
+    if not isinstance(encoder, str) or encoder not in DEFAULTS:
         raise ValueError(f"encoder: expected one of {sorted(DEFAULTS)}, got {encoder!r}")
     if encoder != "inception" and settings.image_weights is not None:
         raise ValueError(
@@ -86,10 +91,12 @@ def filled_in(settings: PretrainSettings) -> PretrainSettings:
         )
     for name, least in (("epochs", 1), ("batch", 2), ("embed_dim", 1), ("image_size", 1)):
         value = getattr(settings, name)
-        if value is not None and (not isinstance(value, int) or value < least):
+        if value is not None and not is_integer(value, least):
             raise ValueError(f"{name}: expected a whole number from {least} up, got {value}")
-    if settings.learning_rate is not None and not 0 < settings.learning_rate < math.inf:
-        raise ValueError(f"learning_rate: expected a number above 0, got {settings.learning_rate}")
+    rate = settings.learning_rate
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf):
+        raise ValueError(f"learning_rate: expected a number above 0, got {rate!r}")
     check_seed(settings.seed)
+    check_max_bad_steps(settings.max_bad_steps, MAX_BAD_STEPS)
     left_out = {name: v for name, v in DEFAULTS[encoder]._asdict().items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, encoder=encoder, **left_out)

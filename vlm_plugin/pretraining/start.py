@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from vlm_plugin.data import BirdTruth, Record, Records, find_truth, list_splits
-from vlm_plugin.data.records import digest_records
+from vlm_plugin.data.records import digest_records, nothing_to_learn
 from vlm_plugin.matcher.choose import damsm_pair
 from vlm_plugin.matcher.image_encoders import build_image_encoder
 from vlm_plugin.matcher.scorer import MatchingScoreBlock
@@ -88,6 +88,48 @@ def damsm_matcher(text_encoder: Path, data: Path, freeze_encoders: bool) -> VLM:
     vlm = damsm_pair(text_encoder, data).requires_grad_(not freeze_encoders)
     vlm.scorer = MatchingScoreBlock(vlm.embed_dim)
     return vlm
+
+
+def check_learnable(splits: Splits, vocabulary: Vocabulary, data: Path) -> None:
+    """Refuse a train split on which nothing can be learned.
+
+    Args:
+        splits: of `open_splits`.
+        vocabulary: the matcher's.
+        data: the data folder, for the message.
+
+    Raises:
+        ValueError: no picture has a wrong caption, see `no_wrong_caption`.
+    """
+    if reason := no_wrong_caption(splits.train, splits.truth, vocabulary):
+        raise ValueError(
+            f"{data}, train split: {reason}: no picture has a wrong caption, so nothing can be learned. Captions of "
+            "one class are right for all its pictures: where they are not, leave the classes out"
+        )
+
+
+def no_wrong_caption(
+    records: Iterable[Record], truth: BirdTruth | None, vocabulary: Vocabulary, *, classes: bool = True
+) -> str | None:
+    """Why no picture has a wrong caption, see `nothing_to_learn`; captions are taken as the matcher reads them.
+
+    Args:
+        records: the pictures.
+        truth: the attributes of synthetic birds, which then decide what is wrong in place of the classes; or None.
+        vocabulary: the matcher's.
+        classes: False takes each picture as a class of its own.
+    """
+
+    def read(caption: str) -> str:
+        return " ".join(word for word in vocabulary.tokenize(caption) if word in vocabulary)
+
+    return nothing_to_learn(
+        record._replace(
+            captions=tuple(filter(None, map(read, record.captions))),
+            class_id=record.class_id if classes and truth is None else None,
+        )
+        for record in records
+    )
 
 
 def train_mode(vlm: VLM) -> None:

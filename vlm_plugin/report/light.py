@@ -33,8 +33,10 @@ def lit(image: Image.Image, weights: Tensor, side: int, outlined: bool = True) -
     mask = mask.resize((side, side), Image.Resampling.BICUBIC)
     result = Image.composite(image, Image.eval(image, lambda value: round(value * _LEAST_LIGHT)), mask)
     high = mask.point(lambda value: 255 if value > 127 else 0)
-    # Black beside white: seen on light pictures and on dark ones.
-    for width, colour in ((5, "black"), (3, "white")) if outlined else ():
-        edge = ImageChops.subtract(high.filter(ImageFilter.MaxFilter(width)), high)
-        result.paste(colour, mask=edge)
+    if not outlined:
+        return result
+    # Black beside white: seen on light pictures and on dark ones. Twice by one pixel: in less time than once by two.
+    near = high.filter(ImageFilter.MaxFilter(3))
+    for grown, colour in ((near.filter(ImageFilter.MaxFilter(3)), "black"), (near, "white")):
+        result.paste(colour, mask=ImageChops.subtract(grown, high))
     return result

@@ -15,22 +15,24 @@ from vlm_plugin.report.read import NO_VALUE, Run
 
 # Larger pictures are shrunk to this many pixels a side: twice of what a tile takes on a page.
 _TILE_SIDE, _WORD_SIDE = 160, 128
+_OPTIONS = {"png": {}, "jpeg": {"quality": 85, "optimize": True}}
 
 
-def embedded(image: Image.Image, alt: str) -> dict[str, Any]:
+def embedded(image: Image.Image, alt: str, kinds: Sequence[str] = ("png", "jpeg")) -> dict[str, Any]:
     """An RGB picture for the page itself, as PNG or JPEG, whichever is smaller.
 
     Args:
         image: the picture.
         alt: what it shows, for those who cannot see it.
+        kinds: formats to try.
 
     Returns:
         `src` (a data URL), `alt`, `width` and `height` of an `img`.
     """
     encoded = {}
-    for kind, options in (("png", {}), ("jpeg", {"quality": 85, "optimize": True})):
+    for kind in kinds:
         buffer = io.BytesIO()
-        image.save(buffer, kind, **options)
+        image.save(buffer, kind, **_OPTIONS[kind])
         encoded[kind] = buffer.getvalue()
     kind = min(encoded, key=lambda name: len(encoded[name]))
     source = f"data:image/{kind};base64,{base64.b64encode(encoded[kind]).decode()}"
@@ -84,7 +86,9 @@ def _words(part: Mapping[str, Any]) -> dict[str, Any]:
         images = [embedded(base, f"{label} picture of: {part['caption']}")]
         for word, weights in zip(words, part[f"{key}_maps"], strict=True):
             alt = f"{label} picture, light where the matcher looks for \N{LEFT DOUBLE QUOTATION MARK}{word}"
-            images.append(embedded(lit(base, weights, _WORD_SIDE), f"{alt}\N{RIGHT DOUBLE QUOTATION MARK}"))
+            alt = f"{alt}\N{RIGHT DOUBLE QUOTATION MARK}"
+            # Enlarged and shaded: never smaller as PNG, which takes ten times as long to write.
+            images.append(embedded(lit(base, weights, _WORD_SIDE), alt, kinds=("jpeg",)))
         rows.append({"label": label, "images": images})
     return {"caption": part["caption"], "words": words, "rows": rows}
 

@@ -81,6 +81,8 @@ def loss_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    # A step that was passed over has not all of them.
+    rows = [row for row in rows if "not_finite" not in row] or rows
     terms = [name for name in rows[-1] if f"floor_{name}" in rows[-1]]
     panels = [("adversarial", [n for n in ("discriminator", "generator", "penalty", "kl") if n in rows[-1]])]
     if damsm := [name for name in rows[-1] if name.startswith("damsm_")]:

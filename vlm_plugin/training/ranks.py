@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vlm_plugin import distributed
+from vlm_plugin.training.failures import stop_listening
 
 # How long ranks wait for one of them.
 _PATIENCE = datetime.timedelta(hours=3)
@@ -28,6 +29,9 @@ def leave_ranks() -> None:
     """Wait for every rank and part from them; does nothing with a single process."""
     if distributed.world_size() > 1:
         dist.barrier()
+        stop_listening()
+        # The store goes with rank 0: none of the others may still listen.
+        dist.barrier()
         dist.destroy_process_group()
 
 
@@ -37,33 +41,46 @@ def barrier() -> None:
         dist.barrier()
 
 
-def on_any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether any rank says so, which all have to ask at the same time; `flag` itself with a single process.
+def on_any_rank(flag: bool, other: Tensor) -> tuple[bool, Tensor]:
+    """Whether any rank says so, which all have to ask at the same time; what came with a single process.
 
     A signal reaches one rank a step before another: ranks that each heed their own would wait for one that is gone.
+
+    Args:
+        flag: of the host.
+        other: `()` bool on the device, which stays there.
     """
     if distributed.world_size() == 1:
-        return flag
-    flags = torch.tensor(int(flag), device=device)
+        return flag, other
+    flags = torch.stack([torch.tensor(flag, device=other.device), other]).int()
     dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return bool(flags)
+    return bool(flags[0]), flags[1].bool()
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average the gradients of every rank; does nothing with a single process.
+def average_gradients(parameters: Iterable[nn.Parameter], told: Tensor) -> Tensor:
+    """Average the gradients of every rank, and numbers beside them; does nothing with a single process.
 
     GAN losses run a network several times, and through its own gradient, before one backward: an explicit average after
     that backward does not depend on how DistributedDataParallel's hooks take this. Ranks start equal (same seed) and
     stay equal.
+
+    Args:
+        parameters: those without a gradient are passed over, on every rank the same.
+        told: `(K,)` numbers of this rank, as many on every rank.
+
+    Returns:
+        `told`, averaged.
     """
     if distributed.world_size() == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
+        return told
+    # What is told goes with the gradients: a reduction of its own would cost as much as a short one does.
+    parts = [*(p.grad for p in parameters if p.grad is not None), told.clone()]
+    flat = torch.cat([part.flatten() for part in parts])
     dist.all_reduce(flat)
     flat /= distributed.world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    for part, averaged in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
+        part.copy_(averaged.view_as(part))
+    return parts[-1]
 
 
 def from_all_ranks(names: Sequence[str]) -> list[str]:

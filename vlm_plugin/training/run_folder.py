@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torchvision
 from torch import Tensor
 
 import vlm_plugin
@@ -156,6 +155,8 @@ class StopSignal:
 
 def versions() -> dict[str, str]:
     """What a number depends on besides the code's input."""
+    import torchvision  # not at the top: it takes longer to import than torch
+
     return {
         "vlm_plugin": vlm_plugin.__version__,
         "python": platform.python_version(),

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlm_plugin import distributed
+from vlm_plugin.checks import is_integer
 from vlm_plugin.data.records import BadSampleError
 
 # Samples drawn in the place of one that cannot be used.
@@ -31,10 +32,10 @@ def check_seed(seed: int) -> int:
     """The seed itself, from 0 to 2 ** 32 - 1: of more, `mix` would hear the lower bits alone.
 
     Raises:
-        ValueError: out of that range.
+        ValueError: no integer of that range.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed: expected a number from 0 to {2**32 - 1}, got {seed}")
+    if not is_integer(seed, 0) or seed >= 2**32:
+        raise ValueError(f"seed: expected a number from 0 to {2**32 - 1}, got {seed!r}")
     return seed
 
 
@@ -50,7 +51,7 @@ def mix(*key: int) -> int:
 def noise(shape: tuple[int, ...], device: torch.device, *key: int) -> Tensor:
     """Standard normal values that depend on `shape` and `key` alone: the same on every device, with any history."""
     generator = torch.Generator().manual_seed(mix(*key))
-    return torch.randn(shape, generator=generator).to(device)
+    return torch.randn(shape, generator=generator, device="cpu").to(device)
 
 
 class Stream(Dataset):
@@ -92,7 +93,7 @@ class Stream(Dataset):
         for attempt in range(1, _ATTEMPTS + 1):
             with seeded(self.seed, position, 1, attempt):
                 try:
-                    return self.dataset[int(torch.randint(len(self.dataset), ()))].in_place_of(skipped)
+                    return self.dataset[int(torch.randint(len(self.dataset), (), device="cpu"))].in_place_of(skipped)
                 except BadSampleError as error:
                     skipped.append(error.where)
                     last = error
@@ -102,7 +103,7 @@ class Stream(Dataset):
         epoch, offset = divmod(position, len(self.dataset))
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-            self._order = torch.randperm(len(self.dataset), generator=generator).tolist()
+            self._order = torch.randperm(len(self.dataset), generator=generator, device="cpu").tolist()
             self._epoch = epoch
         with seeded(self.seed, position, 1):
             return self.dataset[self._order[offset]]

@@ -191,8 +191,8 @@ def said_by(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         (B, A) int64 value indices (0 where an attribute is not named), and (B, A) bool, True where it is named;
         attributes in the order of `ATTRIBUTES`.
     """
-    values = torch.zeros(len(captions), len(ATTRIBUTES), dtype=torch.long)
-    named = torch.zeros(len(captions), len(ATTRIBUTES), dtype=torch.bool)
+    values = torch.zeros(len(captions), len(ATTRIBUTES), dtype=torch.long, device="cpu")
+    named = torch.zeros(len(captions), len(ATTRIBUTES), dtype=torch.bool, device="cpu")
     columns = {name: column for column, name in enumerate(ATTRIBUTES)}
     for row, caption in enumerate(captions):
         for name, value in read_caption(caption).items():

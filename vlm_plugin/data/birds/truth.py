@@ -82,7 +82,7 @@ class BirdTruth:
             ValueError: an unknown picture.
         """
         rows = [self._look_up(self._values, key) for key in keys]
-        return torch.tensor(rows, dtype=torch.long).reshape(len(rows), len(self.names))
+        return torch.tensor(rows, dtype=torch.long, device="cpu").reshape(len(rows), len(self.names))
 
     def named(self, keys: Sequence[str], caption_indices: Sequence[int] | Tensor) -> Tensor:
         """Which attributes captions name, (B, A) bool; `caption_indices` (B,) number each picture's own captions.
@@ -94,7 +94,7 @@ class BirdTruth:
         if len(numbers) != len(keys):
             raise ValueError(f"caption_indices: expected one per key ({len(keys)}), got {len(numbers)}")
         rows = [self._caption(key, number) for key, number in zip(keys, numbers, strict=True)]
-        return torch.tensor(rows, dtype=torch.bool).reshape(len(rows), len(self.names))
+        return torch.tensor(rows, dtype=torch.bool, device="cpu").reshape(len(rows), len(self.names))
 
     def _caption(self, key: str, number: int) -> list[bool]:
         captions = self._look_up(self._named, key)

@@ -13,7 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlm_plugin.data.layouts import coco, cub, folder, originals
+from vlm_plugin.data.near_miss import what_is_there
 from vlm_plugin.data.records import Layout
+from vlm_plugin.files import check_folder
 
 # The first that recognises a folder reads it: from the most particular to the most general.
 LAYOUTS = (originals.LAYOUT, cub.LAYOUT, coco.LAYOUT, folder.LAYOUT)
@@ -24,13 +26,13 @@ def find_layout(root: str | Path) -> Layout:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the folder has no known layout (the message lists them).
+        ValueError: the folder has no known layout (the message lists them, and says what was found).
     """
     root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: expected a data folder, found no such folder")
+    check_folder(root, "a data folder")
     for layout in LAYOUTS:
         if layout.recognise(root):
             return layout
     known = "; ".join(layout.looks_like for layout in LAYOUTS)
-    raise ValueError(f"{root}: expected a data folder with one of these layouts: {known}")
+    what = f"expected a data folder with one of these layouts: {known}; {what_is_there(root)}"
+    raise ValueError(f"{root}: {what}")

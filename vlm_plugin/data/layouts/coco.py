@@ -16,8 +16,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeGuard
 
+from vlm_plugin.data.names import NamesOnDisk
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
 from vlm_plugin.data.text import checked_name, read_text, without_extension
+from vlm_plugin.files import lies_at
 
 __all__ = ["LAYOUT", "coco_splits", "is_coco", "read_coco"]
 
@@ -82,12 +84,13 @@ def read_coco(root: str | Path, split: str, complain: Complain = stop) -> Iterat
     images, annotations = content
     captions, names = _read_images(path, images, complain)
     _read_annotations(path, annotations, captions, complain)
+    disk = NamesOnDisk(folder or root)
     for number, name in names.items():
         if not captions[number]:
             what = "expected at least one caption for every image, found none"
             complain(Problem(f"{path}, {name} (id {number!r})", what, picture=True))
         elif folder is not None:
-            yield Record(without_extension(name), folder / name, tuple(captions[number]), None, None)
+            yield Record(without_extension(name), folder / disk.find(name), tuple(captions[number]), None, None)
 
 
 def _find_files(root: Path) -> dict[str, dict[str, Path]]:
@@ -95,7 +98,7 @@ def _find_files(root: Path) -> dict[str, dict[str, Path]]:
     files: dict[str, dict[str, Path]] = {}
     for path in sorted((root / "annotations").glob("captions_*.json")):
         match = _CAPTIONS.fullmatch(path.name)
-        if match and path.is_file():
+        if match and lies_at(path):
             files.setdefault(match[1], {})[match[2]] = path
     return files
 

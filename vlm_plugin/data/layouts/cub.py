@@ -23,9 +23,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from vlm_plugin.data.names import NamesOnDisk
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
 from vlm_plugin.data.tables import lines_of
 from vlm_plugin.data.text import caption_lines, checked_name, read_text, without_extension
+from vlm_plugin.files import lies_at
 
 __all__ = ["LAYOUT", "Box", "cub_splits", "is_cub", "read_boxes", "read_cub", "read_names"]
 
@@ -42,7 +44,7 @@ def is_cub(root: str | Path) -> bool:
 def cub_splits(root: str | Path) -> list[str]:
     """Names of the splits: "test" and "train", or only "train" where there is no train_test_split.txt."""
     home = _home(Path(root))
-    return ["test", "train"] if home is not None and (home / "train_test_split.txt").is_file() else ["train"]
+    return ["test", "train"] if home is not None and lies_at(home / "train_test_split.txt") else ["train"]
 
 
 def read_cub(root: str | Path, split: str, complain: Complain = stop) -> Iterator[Record]:
@@ -78,23 +80,24 @@ def read_cub(root: str | Path, split: str, complain: Complain = stop) -> Iterato
     if names is None:
         return
     chosen: Mapping[str, bool] | None = dict.fromkeys(names, True)
-    if (home / "train_test_split.txt").is_file():
+    if lies_at(home / "train_test_split.txt"):
         form = "'<id> <1 for train, 0 for test>'"
         chosen = _read_table(home / "train_test_split.txt", names, "a split", form, _is_train, complain)
     classes = _read_classes(home, names, complain)
     boxes = read_boxes(home / "bounding_boxes.txt", names, complain)
     if texts is None or chosen is None:
         return
+    disk, texts_on_disk = NamesOnDisk(home / "images"), NamesOnDisk(texts)
     for number, name in names.items():
         if name is None or chosen.get(number) != (split == "train"):
             continue
         key = without_extension(name)
-        captions = caption_lines(texts / f"{key}.txt", complain)
+        captions = caption_lines(texts / texts_on_disk.find(f"{key}.txt"), complain)
         known = all(table is None or number in table for table in (classes, boxes))
         if captions and known:
             class_id = None if classes is None else classes[number]
             box = None if boxes is None else boxes[number]
-            yield Record(key, home / "images" / name, captions, class_id, box)
+            yield Record(key, home / "images" / disk.find(name), captions, class_id, box)
 
 
 def read_names(path: Path, complain: Complain) -> dict[str, str | None] | None:
@@ -145,18 +148,18 @@ def read_boxes(path: Path, names: Mapping[str, str | None], complain: Complain) 
         there is no such file or it cannot be read.
     """
     form = "'<id> <x> <y> <width> <height>' with a positive size"
-    return _read_table(path, names, "a box", form, _box, complain) if path.is_file() else None
+    return _read_table(path, names, "a box", form, _box, complain) if lies_at(path) else None
 
 
 def _read_classes(home: Path, names: Mapping[str, str | None], complain: Complain) -> dict[str, int] | None:
     labels = home / "image_class_labels.txt"
-    if labels.is_file():
+    if lies_at(labels):
         return _read_table(labels, names, "a class", "'<id> <class id>'", _whole_number, complain)
     folders = {number: name.rpartition("/")[0] for number, name in names.items() if name is not None}
     if not any(folders.values()):
         return None
     numbers = {folder: i for i, folder in enumerate(sorted(set(folders.values())), 1)}
-    if (home / "classes.txt").is_file():
+    if lies_at(home / "classes.txt"):
         numbers = _read_class_numbers(home / "classes.txt", set(folders.values()), complain)
         if numbers is None:
             return None
@@ -244,7 +247,7 @@ def _is_train(fields: list[str]) -> bool | None:
 
 def _home(root: Path) -> Path | None:
     for folder in (root, root / "CUB_200_2011"):
-        if (folder / "images.txt").is_file() and (folder / "images").is_dir():
+        if lies_at(folder / "images.txt") and os.path.isdir(folder / "images"):
             return folder
     return None
 
@@ -254,7 +257,7 @@ def _captions_folder(root: Path, home: Path, complain: Complain) -> Path | None:
     places = (root, home) if home != root else (root, Path(os.path.abspath(root)).parent)
     for name in _CAPTION_FOLDERS:
         for place in places:
-            if (place / name).is_dir():
+            if os.path.isdir(place / name):
                 return place / name
     what = (
         f"expected a folder of captions, text_c10/ or text/, in {places[0]} or in {places[1]}, found none; "

@@ -24,8 +24,17 @@ from pathlib import Path
 import numpy as np
 
 from vlm_plugin.data.layouts.cub import Box, read_boxes, read_names
+from vlm_plugin.data.names import Alike, NamesOnDisk
 from vlm_plugin.data.records import Complain, Layout, Problem, Record, stop
-from vlm_plugin.data.text import PICTURE_EXTENSIONS, caption_lines, checked_name, is_picture, without_extension
+from vlm_plugin.data.text import (
+    PICTURE_EXTENSIONS,
+    caption_lines,
+    checked_name,
+    is_picture,
+    picture_rank,
+    without_extension,
+)
+from vlm_plugin.files import lies_at, refusal
 from vlm_plugin.unpickle import load_pickle
 
 __all__ = ["LAYOUT", "is_originals", "originals_splits", "read_originals"]
@@ -85,6 +94,7 @@ def read_originals(root: str | Path, split: str, complain: Complain = stop) -> I
     class_ids = _read_class_ids(folders[split] / "class_info.pickle", len(names), complain)
     boxes = _read_boxes(root / "CUB_200_2011", complain)
     first: dict[str, int] = {}
+    texts = NamesOnDisk(root / "text")
     for position, name in enumerate(names):
         key = checked_name(str(names_path), _python_2_text(name), complain)
         if key is None:
@@ -94,7 +104,7 @@ def read_originals(root: str | Path, split: str, complain: Complain = stop) -> I
             complain(Problem(str(names_path), what))
             continue
         first[key] = position
-        captions = caption_lines(root / "text" / f"{key}.txt", complain) if has_texts else ()
+        captions = caption_lines(root / "text" / texts.find(f"{key}.txt"), complain) if has_texts else ()
         if boxes is not None and key not in boxes:
             what = f"expected a line for {key}.jpg, which {names_path} lists, found none"
             complain(Problem(str(root / "CUB_200_2011" / "images.txt"), what))
@@ -113,16 +123,18 @@ class _Pictures:
     def __init__(self, folders: list[Path]) -> None:
         self._folders = folders
         self._listed: dict[Path, dict[str, str]] = {}
+        self._alike: dict[Path, Alike] = {}
 
     def find(self, key: str) -> Path:
         """The picture's path; with .jpg if there is no such picture."""
         parent, _, stem = key.rpartition("/")
         for folder in self._folders:
-            folder = folder / parent
+            folder = folder / NamesOnDisk(folder).find(parent)
             if folder not in self._listed:
                 self._listed[folder] = _list_pictures(folder)
-            if stem in self._listed[folder]:
-                return folder / self._listed[folder][stem]
+                self._alike[folder] = Alike(self._listed[folder])
+            if (found := self._alike[folder].find(stem)) is not None:
+                return folder / self._listed[folder][found]
         return self._folders[-1] / f"{key}.jpg"
 
 
@@ -140,16 +152,17 @@ def _list_pictures(folder: Path) -> dict[str, str]:
     return found
 
 
-def _preference(name: str) -> tuple[int, bool, str]:
+def _preference(name: str) -> tuple[int, int, bool, str]:
     extension = os.path.splitext(name)[1]
-    known = extension.lower() in PICTURE_EXTENSIONS
-    rank = PICTURE_EXTENSIONS.index(extension.lower()) if known else len(PICTURE_EXTENSIONS)
-    return rank, extension != extension.lower(), name
+    rank = picture_rank(name)
+    place = PICTURE_EXTENSIONS.index(extension.lower()) if rank == 0 else 0
+    return 3 if rank is None else rank, place, extension != extension.lower(), name
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """Folders of the splits by the splits' names."""
-    folders = {path.parent.name: path.parent for path in root.glob("*/filenames.pickle") if path.is_file()}
+    # Not glob("*/filenames.pickle"), which passes over a link that leads nowhere.
+    folders = {path.name: path for path in root.glob("*") if lies_at(path / "filenames.pickle")}
     for name, others in _OTHER_NAMES.items():
         for other in others:
             if other in folders and name not in folders:
@@ -184,7 +197,7 @@ def _read_list(path: Path, expected: str, complain: Complain) -> list[object] | 
     try:
         content = load_pickle(path)
     except OSError as error:
-        complain(Problem(str(path), f"expected {expected}, but reading it failed ({error.strerror})"))
+        complain(Problem(str(path), f"expected {expected}, {refusal(error)}"))
         return None
     except ValueError as error:
         complain(Problem(str(path), str(error).removeprefix(f"{path}: ")))
@@ -208,7 +221,7 @@ def _python_2_text(name: object) -> object:
 
 def _read_class_ids(path: Path, count: int, complain: Complain) -> list[int] | list[None]:
     none = [None] * count
-    if not path.is_file():
+    if not lies_at(path):
         return none
     content = _read_list(path, "a list of integers", complain)
     if content is None:
@@ -232,10 +245,10 @@ def _is_class_id(value: object) -> bool:
 def _read_boxes(folder: Path, complain: Complain) -> dict[str, Box | None] | None:
     """Boxes by key, None for a picture whose box is not good; None for all without usable files."""
     names_path, boxes_path = folder / "images.txt", folder / "bounding_boxes.txt"
-    if not names_path.exists() and not boxes_path.exists():
+    if not lies_at(names_path) and not lies_at(boxes_path):
         return None
     for path, other in ((names_path, boxes_path), (boxes_path, names_path)):
-        if not path.is_file():
+        if not lies_at(path):
             what = f"expected beside {other.name}, found none (for no boxes, remove both)"
             complain(Problem(str(path), what, missing=True))
             return None
