@@ -34,13 +34,16 @@ import tiny
 import torch
 from PIL import Image
 
-from vlm_plugin import VLM, Vocabulary
+from vlm_plugin import VLM, LSTMTextEncoder, Vocabulary
 from vlm_plugin.data import open_split
 from vlm_plugin.data.images import load_image
 from vlm_plugin.evaluation.judge import Judge
+from vlm_plugin.files import read_file, write_file
 from vlm_plugin.gans.find import baseline, find_networks
 from vlm_plugin.gans.settings import read_config
 from vlm_plugin.matcher.choose import load_matcher
+from vlm_plugin.matcher.damsm import damsm_text_state
+from vlm_plugin.pretraining.resume import read_state
 from vlm_plugin.report.read import read_run
 from vlm_plugin.training.run_folder import Log
 from vlm_plugin.unpickle import load_pickle
@@ -93,6 +96,30 @@ def _settings(folder: Path) -> Path:
 def _log(folder: Path) -> Path:
     path = folder / "log.jsonl"
     path.write_text("".join(json.dumps({"step": i, "generator": 0.5, "text": "é"}) + "\n" for i in range(8)))
+    return path
+
+
+def _state(folder: Path) -> Path:
+    with tarfile.open(ROOT / "tests" / "release-0.1.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "unfinished.vlm.pt.state"
+
+
+def _checkpoint(folder: Path) -> Path:
+    path = folder / "checkpoint.pt"
+    write_file(
+        {"step": 3, "trainer": {"generator": {"a": torch.arange(64.0)}, "adam": {"state": {0: {"step": 1}}}}}, path
+    )
+    return path
+
+
+def _start(folder: Path) -> Path:
+    return Path(shutil.copy(baseline("dfgan").start, folder / "birds.pt"))
+
+
+def _text_encoder(folder: Path) -> Path:
+    path = folder / "text_encoder.pth"
+    torch.save(LSTMTextEncoder(9, 8, 4).state_dict(), path)
     return path
 
 
@@ -154,7 +181,14 @@ TARGETS: dict[str, Target] = {
     "metadata pickle": Target(_pickle, load_pickle),
     "DAMSM vocabulary": Target(_vocabulary, Vocabulary.from_damsm),
     "settings": Target(_settings, lambda path: read_config(path, baseline("dfgan"))),
+    "random pickle": Target(_pickle, load_pickle),
     "log": Target(_log, Log.read),
+    "log of a resumed run": Target(_log, lambda path: Log(path, 4)),
+    "a run's log": Target(_run("log.jsonl"), lambda path: read_run(path.parent, "run")),
+    "state of a pretraining": Target(_state, lambda path: read_state(path.with_suffix(""))),
+    "checkpoint with a checksum": Target(_checkpoint, lambda path: read_file(path, "checkpoint")),
+    "exported generator": Target(_start, find_networks),
+    "DAMSM text encoder": Target(_text_encoder, lambda path: damsm_text_state(path)),
     "checkpoint": Target(_run("checkpoint.pt"), lambda path: find_networks(path.parent)),
     "options": Target(_run("options.json"), lambda path: find_networks(path.parent)),
     "evaluation": Target(_run("evaluation.json"), lambda path: read_run(path.parent, "run")),
@@ -203,6 +237,32 @@ def mutants(data: bytes, rng: random.Random) -> Iterator[bytes]:
         yield bytes(content)
 
 
+# Operations of pickles, for content that is no pickle's by more than a few bits.
+_PIECES = (
+    b"]", b"}", b")", b"(", b"\x8f", b"N", b"K\x01", b"M\x01\x02", b"J\xff\xff\xff\xff", b"X\x01\0\0\0a", b"\x8c\x01b",
+    b"U\x01c", b"q\0", b"q\x01", b"h\0", b"h\x01", b"r\xff\xff\xff\x0f", b"r\0\x01\0\0", b"j\0\x01\0\0", b"\x94",
+    b"2",
+    b"0", b"1", b"a", b"e", b"s", b"u", b"l", b"d", b"t", b"\x85", b"\x86", b"\x87", b"\x90", b"\x91", b"R", b"b", b".",
+    b"c__builtin__\nset\n", b"c__builtin__\nfrozenset\n",
+    b"c_codecs\nencode\n", b"cnumpy\ndtype\n", b"cnumpy\nndarray\n",
+    b"cnumpy.core.multiarray\n_reconstruct\n", b"cnumpy.core.multiarray\nscalar\n", b"Vf8\n", b"I7\n", b"L9L\n",
+    b"\x8a\x02\xff\x7f", b"\x8b\xff\xff\xff\x7f", b"\x8e\xff\xff\xff\xff\0\0\0\0", b"\x95\xff\0\0\0\0\0\0\0",
+)  # fmt: skip
+
+
+def random_pickles(rng: random.Random) -> Iterator[bytes]:
+    """Operations one after the other, some of them often, for ever."""
+    while True:
+        few = rng.sample(_PIECES, rng.randrange(2, 12))
+        pieces = rng.choices(few if rng.random() < 0.7 else _PIECES, k=rng.choice((5, 20, 100, 2000)))
+        yield b"".join(piece * rng.choice((1, 1, 1, 1, 60)) for piece in pieces) + b"."
+
+
+def damaged(kind: str, data: bytes, rng: random.Random) -> Iterator[bytes]:
+    """What a kind is attacked with."""
+    return random_pickles(rng) if kind == "random pickle" else mutants(data, rng)
+
+
 def judge_one(target: Target, path: Path) -> str | None:
     """What is wrong with how a reader takes a damaged file; None where nothing is."""
     try:
@@ -239,7 +299,7 @@ def _guarded(kind: str, seed: int, count: int, report: int) -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place, os.fdopen(report, "w") as lines:
         path = target.make(Path(place))
-        fresh = mutants(path.read_bytes(), rng)
+        fresh = damaged(kind, path.read_bytes(), rng)
         for number in range(count):
             path.write_bytes(next(fresh))
             print(json.dumps({"begun": number}), file=lines, flush=True)
@@ -255,7 +315,7 @@ def _guarded(kind: str, seed: int, count: int, report: int) -> None:
 def mutant_of(kind: str, seed: int, number: int) -> bytes:
     """The damaged file that a finding names."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
-        fresh = mutants(TARGETS[kind].make(Path(place)).read_bytes(), random.Random(f"{kind}/{seed}"))
+        fresh = damaged(kind, TARGETS[kind].make(Path(place)).read_bytes(), random.Random(f"{kind}/{seed}"))
         for _ in range(number):
             next(fresh)
         return next(fresh)
@@ -270,6 +330,7 @@ def attack(kind: str, seed: int, count: int) -> list[tuple[int, str]]:
         with contextlib.suppress(BaseException):
             os.close(read_end)
             with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
                 os.dup2(nowhere.fileno(), 2)
             _guarded(kind, seed, count, write_end)
             status = 0
@@ -293,14 +354,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--kind", choices=TARGETS, nargs="*", default=list(TARGETS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=50, help="damaged files of a kind in each round")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     end, seed, tried, seen = time.monotonic() + 60 * arguments.minutes, arguments.seed, 0, {}
     while time.monotonic() < end:
         for kind in arguments.kind:
-            tried += 50
-            for number, what in attack(kind, seed, 50):
+            tried += arguments.count
+            for number, what in attack(kind, seed, arguments.count):
                 # One file for each way to fail.
                 key = (kind, "".join(c for c in what if not c.isdigit())[:60])
                 if key not in seen:

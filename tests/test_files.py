@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -18,10 +19,12 @@ import torch
 from vlm_plugin.files import (
     check_writable,
     not_finite,
+    previous,
     read_file,
     write_bytes,
     write_file,
     write_json,
+    write_next,
     write_text,
     writing,
     writing_folder,
@@ -223,3 +226,89 @@ def test_text_is_written_without_torch() -> None:
     """So that commands that edit text alone start at once."""
     code = "import sys, vlm_plugin.files; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ------------------------------------------------------------------------------------------- checksums, and the former
+
+
+def flipped(path: Path, place: int, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_stored_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    weights = torch.arange(1, 65, dtype=torch.float32)
+    write_file({"weights": {"a": weights}, "settings": {"width": 2}}, path)
+    whole = path.read_bytes()
+    place = whole.index(weights.numpy().tobytes())
+    for offset in range(0, 256, 17):
+        flipped(path, place + offset, offset % 8)
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: expected the content that was written there"):
+            read_file(path, "file")
+        path.write_bytes(whole)
+    assert torch.equal(read_file(path, "file")["weights"]["a"], weights)
+
+
+def test_a_flipped_bit_anywhere_gives_the_content_or_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    content = {"weights": {"a": torch.arange(8.0)}, "settings": {"width": 2, "name": "bird", "notes": [1, (2.5, None)]}}
+    write_file(content, path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        flipped(path, place, place % 8)
+        try:
+            found = read_file(path, "file")
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017
+        else:
+            # Where the bit is one of the checksum's own name, the content is whole all the same.
+            assert torch.equal(found["weights"]["a"], content["weights"]["a"])
+            assert found["settings"] == content["settings"]
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"a": torch.zeros(0), "b": torch.tensor(3), "c": torch.zeros(2, 3).t(), "d": torch.zeros(2).bfloat16()},
+        {"a": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), 1: [True, None, math.nan, "\ud800"]},
+        {"a": torch.nn.Linear(2, 3).state_dict(), "size": torch.Size([1, 2]), "b": torch.tensor([True])},
+    ],
+)  # fmt: skip
+def test_what_is_written_is_read_again(tmp_path: Path, content: dict) -> None:
+    write_file(content, tmp_path / "x.pt")
+    found = read_file(tmp_path / "x.pt", "file")
+    assert found.keys() == content.keys()
+    assert repr(found) == repr(content)
+
+
+def test_the_former_file_is_kept_and_one_of_both_is_always_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.pt"
+    seen = []
+
+    def look(*_: object) -> None:
+        there = [p for p in (path, previous(path)) if p.is_file()]
+        seen.append([read_file(p, "file")["step"] for p in there])
+
+    replace = os.replace
+
+    def fail(*_: object) -> None:
+        raise OSError("no links here")
+
+    for link in (os.link, fail):  # the latter: a file system without hard links
+        monkeypatch.setattr(os, "link", link)
+        for step in range(3):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "replace", lambda a, b: (look(), replace(a, b), look()))
+                write_next({"step": step}, path)
+            assert read_file(path, "file")["step"] == step
+            if step:
+                assert read_file(previous(path), "file")["step"] == step - 1
+        assert set(os.listdir(tmp_path)) == {"x.pt", "x.previous.pt"}
+    # Only before the very first is there none.
+    assert [steps for steps in seen if not steps] == [[]]

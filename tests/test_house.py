@@ -16,7 +16,7 @@ import vlm_plugin
 ROOT = Path(vlm_plugin.__path__[0]).resolve().parent
 # From the foundation up: a room imports from its own floor's left and from the floors below, never from above.
 FLOORS = (
-    ("foreign",),
+    ("foreign", "opcodes"),
     ("checks", "files", "terminal"),
     ("unpickle",),
     ("features",),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
+import random
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -197,3 +200,117 @@ def test_damaged_files(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing.pickle"):
         load_pickle(tmp_path / "nothing.pickle")
+
+
+def nested(opcode: bytes, count: int) -> bytes:
+    """A tuple of two, each of which is a tuple of two, and so on: named twice, held once."""
+    return b")q\x00" + b"".join(b"h\x00h\x00\x86q\x00" for _ in range(count)) + opcode
+
+
+LONG = b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20)
+ONES, TWOS = b"J\xff\xff\xff\xff", b"J\xfe\xff\xff\xff"
+BOMBS = {
+    "a place in the memo": b"Nr\xff\xff\xff\x0f.",
+    "a place in the memo, in words": b"Np268435455\n.",
+    "a negative place": b"Np-1\n.",
+    "bytes that are not there": b"\x8e" + struct.pack("<Q", 1 << 40) + b".",
+    "a bytearray that is not there": b"\x96" + struct.pack("<Q", 1 << 36) + b".",
+    "a string that is not there": b"T" + struct.pack("<i", 0x7FFFFFFF) + b"ab.",
+    "a string of negative length": b"T\xff\xff\xff\xffab.",
+    "a number of a million digits": b"I" + b"9" * 1_000_000 + b"\n.",
+    "a long of a million digits": b"L" + b"9" * 1_000_000 + b"L\n.",
+    "a number of a million bytes": b"\x8b" + struct.pack("<i", 1_000_000) + b"\x7f" * 1_000_000 + b".",
+    "a number of negative length": b"\x8b\xff\xff\xff\xff.",
+    "a key that is never hashed": b"}" + nested(b"Ns.", 60),
+    "a member that is never hashed": b"\x8f(" + nested(b"\x90.", 60),
+    "a frozenset that is never hashed": b"(" + nested(b"\x91.", 60),
+    "a set that is never hashed": b"c__builtin__\nset\n(" + nested(b"l\x85R.", 60),
+    "what nobody can walk through": nested(b".", 60),
+    "the same, of lists": b"]q\x00" + b"".join(b"](h\x00h\x00eq\x00" for _ in range(60)) + b".",
+    "the same, as a shape": array_pickle(b"(I1\n" + nested(b"cnumpy\ndtype\n(Vf8\nI0\nI1\ntRI00\nVabcdefgh\nt", 60)),
+    "one text in many places": LONG + b"q\x00](" + b"h\x00" * 2000 + b"e.",
+    "thousands of sets of one list": b"](" + b"K\x01" * 50_000 + b"eq\x00](" + b"c__builtin__\nset\nh\x00\x85R" * 5000
+    + b"e.",
+    "thousands of copies of one text": LONG + b"q\x00](" + b"c_codecs\nencode\nh\x00\x85R" * 5000 + b"e.",
+    "arrays of one text": LONG + b"q\x00cnumpy\ndtype\n(VS1048576\nI0\nI1\ntRq\x01]("
+    + b"cnumpy.core.multiarray\nscalar\nh\x01h\x00\x86R" * 5000 + b"e.",
+    "keys of one hash": b"}(" + b"".join(
+        b"(" + b"".join(TWOS if number >> bit & 1 else ONES for bit in range(12)) + b"tN" for number in range(4096)
+    ) + b"u.",
+    "numbers of one hash": b"}(" + b"".join(
+        b"\x8a\x0c" + (number * (2**61 - 1)).to_bytes(12, "little") + b"N" for number in range(1, 4096)
+    ) + b"u.",
+    "sets without end": b"](" + b"\x8f" * 400_000 + b"e.",
+    "a thousand levels": b"](K\x01e" + b"\x85" * 1000 + b".",
+    "a hundred thousand levels": b"]" * 100_000 + b"a" * 99_999 + b".",
+    "a shape of many": array_pickle(b"(I1\n(" + b"J\xff\xff\xff\x7f" * 50_000
+    + b"tcnumpy\ndtype\n(Vf8\nI0\nI1\ntRI00\nVa\nt"),
+}  # fmt: skip
+
+
+def refuse_all(folder: Path) -> None:
+    """In a process with little room."""
+    import resource
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), resource.RLIM_INFINITY))
+    for name, content in BOMBS.items():
+        path, began = write(folder, content), time.process_time()
+        with pytest.raises(ValueError, match=r"file.pickle") as error:
+            load_pickle(path)
+        assert "MemoryError" not in str(error.value), name
+        assert len(str(error.value)) < 1000, name
+        assert time.process_time() - began < 5, name
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not say what a process takes")
+def test_a_file_asks_for_no_more_time_and_memory_than_its_size_allows(tmp_path):
+    child = multiprocessing.get_context("fork").Process(target=refuse_all, args=(tmp_path,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+
+def test_what_is_shared_and_repeated_in_sound_files_loads(tmp_path):
+    captions = [f"a bird number {i} with a long red bill and small black wings" for i in range(10)]
+    for content in (
+        [captions] * 5000,  # captions of a class, for each of its pictures
+        {("a", i): (-1, -2, i) for i in range(2000)},
+        [{("left", "right"): i} for i in range(2000)],
+        {frozenset({i}) for i in range(2000)},
+        [list(range(300))] * 3 + [[0, 255, 256, 65535, 65536, -1]],
+        {2**70 + i: i for i in range(1000)},
+        {i * 0.5: None for i in range(2000)},
+    ):
+        for protocol in (0, 2, 4):
+            assert load_pickle(write(tmp_path, content, protocol)) == content
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_random_content_is_read_as_pickle_reads_it(tmp_path, protocol):
+    rng = random.Random(protocol)
+    leaves = (
+        lambda: rng.randrange(-(2**40), 2**40), lambda: rng.randrange(300), lambda: rng.choice(("", "\xe9", "\ud800")),
+        lambda: rng.random(), lambda: None, lambda: rng.random() < 0.5, lambda: rng.randbytes(rng.randrange(300)),
+        lambda: "x" * rng.randrange(300), lambda: -(2**90),
+    )  # fmt: skip
+    seen = []
+
+    def make(depth):
+        if seen and rng.random() < 0.1:
+            return rng.choice(seen)
+        if depth == 0 or rng.random() < 0.3:
+            made = rng.choice(leaves)()
+        else:
+            parts = [make(depth - 1) for _ in range(rng.randrange(5))]
+            keys = [rng.choice(leaves)() for _ in parts]
+            made = rng.choice(
+                (lambda: parts, lambda: tuple(parts), lambda: dict(zip(keys, parts, strict=True)), lambda: set(keys),
+                 lambda: frozenset(keys))
+            )()  # fmt: skip
+        seen.append(made)
+        return made
+
+    for _ in range(50):
+        content = [make(4) for _ in range(4)]
+        assert same(load_pickle(write(tmp_path, content, protocol)), content)

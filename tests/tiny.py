@@ -91,6 +91,13 @@ def config(path: Path, baseline: str = "dfgan", **changes: object) -> Path:
     return path
 
 
+def contents(path: Path) -> dict[str, Any]:
+    """What a file holds, without its checksum: as a file of an earlier release, to be changed and written again."""
+    content = torch.load(path, weights_only=True)
+    content.pop("vlm_plugin.checksum", None)
+    return content
+
+
 class Bomb:
     """A pickle that makes a folder when read."""
 

@@ -10,8 +10,11 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -21,6 +24,8 @@ from vlm_plugin.foreign import foreign, without_wrappers
 if TYPE_CHECKING:
     from torch import Tensor
 
+# In the files of `write_file`: a checksum of all that stands beside it.
+_CHECKSUM = "vlm_plugin.checksum"
 ASSETS = Path(__file__).parent / "assets"
 # Letters of a file's own name that its temporary one shows: with what is added it is a name that every system takes.
 _NAME_SHOWN = 40
@@ -34,12 +39,16 @@ class NotWrittenError(OSError):
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def writing(path: str | os.PathLike, before: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
     """A binary file to write to, which takes the place of `path` when the block ends.
 
     Whoever reads `path` sees what was there before or all that is written, also after a kill and where several
     processes write it at once: each writes a file of its own, hidden and called ".part", in the same folder. The
     permissions of what was there stay.
+
+    Args:
+        path: the file.
+        before: called with it when all is written and lies on the disk, before it is replaced.
 
     Raises:
         NotWrittenError: the system refuses, also what the block writes. After this and whatever else the block raises,
@@ -54,6 +63,8 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         with contextlib.suppress(FileNotFoundError):
             shutil.copymode(path, temporary)
+        if before is not None:
+            before(path)
         os.replace(temporary, path)
         _sync(path.parent)
     except NotWrittenError:  # another file's, where several are written at once
@@ -79,14 +90,36 @@ def writing_folder(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
+    with tidy_end():
+        try:
+            temporary.mkdir()
+            yield temporary
+            if path.is_dir():
+                path.rmdir()
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def tidy_end() -> Iterator[None]:
+    """Have SIGTERM end the process as an error does: what is half written is cleaned up, and the exit status is 143.
+
+    Nothing changes where somebody handles the signal already, or outside of the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # launchers send it to a group, and then to each process of it
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
     try:
-        temporary.mkdir()
-        yield temporary
-        if path.is_dir():
-            path.rmdir()
-        temporary.rename(path)
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def check_writable(path: str | os.PathLike) -> None:
@@ -133,14 +166,81 @@ def write_json(content: object, path: str | os.PathLike) -> None:
 
 
 def write_file(content: object, path: str | os.PathLike) -> None:
-    """`torch.save` to a file that `read_file` and `read_checkpoint` read; errors as those of `writing`."""
+    """`torch.save` to a file that `read_file` and `read_checkpoint` read; errors as those of `writing`.
+
+    A dict gets a checksum of its content as one more entry, which `read_file` looks at and takes out again.
+    """
+    _write_file(content, writing(path))
+
+
+def write_next(content: object, path: str | os.PathLike) -> None:
+    """`write_file` that keeps the file before it as `previous`; one of both is whole at any moment.
+
+    The one before is not copied: it gets a second name, or the name itself where the system gives no second one.
+    """
+    _write_file(content, writing(path, _keep_previous))
+
+
+def previous(path: str | os.PathLike) -> Path:
+    """Where `write_next` keeps the file before: `checkpoint.previous.pt` beside `checkpoint.pt`."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def _write_file(content: object, place: contextlib.AbstractContextManager[BinaryIO]) -> None:
     import torch
 
-    with writing(path) as file:
+    if isinstance(content, dict):
+        content = {**content, _CHECKSUM: _checksum(content)}
+    with place as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # torch's own for a full disk
             raise OSError(str(error)) from error
+
+
+def _keep_previous(path: Path) -> None:
+    if not path.is_file():
+        return
+    second = _beside(path)
+    try:
+        os.link(path, second)
+    except OSError:  # a file system without hard links
+        os.replace(path, previous(path))
+        return
+    try:
+        os.replace(second, previous(path))
+    finally:
+        with contextlib.suppress(OSError):  # two names of one file stay two names
+            second.unlink()
+
+
+def _checksum(content: object) -> str:
+    """Eight hexadecimal digits that change with any bit of what is in a file, whatever its tensors' layouts are."""
+    import torch
+
+    total = 0
+
+    def add(data: object) -> None:
+        nonlocal total
+        total = zlib.crc32(data, total)
+
+    def walk(value: object) -> None:
+        if torch.is_tensor(value):
+            value = value.detach().cpu().contiguous()
+            add(f"{value.dtype} {tuple(value.shape)} ".encode())
+            if value.numel():
+                add(value.reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, (Mapping, list, tuple)):
+            add(f"{'{' if isinstance(value, Mapping) else '['}{len(value)} ".encode())
+            for part in value.items() if isinstance(value, Mapping) else value:
+                for item in part if isinstance(value, Mapping) else (part,):
+                    walk(item)
+        else:
+            add(f"{type(value).__name__} {value!r} ".encode("utf-8", "backslashreplace"))
+
+    walk(content)
+    return f"{total:08x}"
 
 
 def _beside(path: Path) -> Path:
@@ -280,11 +380,17 @@ def read_file(path: str | os.PathLike, what: str) -> object:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Files of earlier releases have none. torch itself does not look at those of the archive.
+        told = content.pop(_CHECKSUM, None) if isinstance(content, dict) else None
+        right = told is None or told == _checksum(content)
     except Exception as error:
         found = foreign(path)
         reason = f", but {found}" if found else f" ({type(error).__name__})"
         raise ValueError(f"{path}: not a readable {what}{reason}") from error
+    if not right:
+        raise ValueError(f"{path}: expected the content that was written there, got another: the file is damaged")
+    return content
 
 
 def check_content(content: object, path: str | os.PathLike, expected_format: str, newest_version: int) -> dict:
@@ -300,14 +406,17 @@ def check_content(content: object, path: str | os.PathLike, expected_format: str
         ValueError: another format, a version that is missing or newer, or weights that are not finite.
     """
     found = content.get("format") if isinstance(content, dict) else None
-    if found != expected_format:
-        raise ValueError(f"{path}: expected a {expected_format} file, got {found or 'something else'}")
+    if not isinstance(found, str) or found != expected_format:
+        found = found if isinstance(found, str) and found else "something else"
+        raise ValueError(f"{path}: expected a {expected_format} file, got {found:.100}")
     version = content.get("version")
     if not isinstance(version, int):
-        raise ValueError(f"{path}: expected a {expected_format} file with a version, got {version!r}")
+        raise ValueError(f"{path}: expected a {expected_format} file with a version, got {type(version).__name__}")
     if version > newest_version:
         raise ValueError(f"{path}: written as version {version}, this release reads up to {newest_version}: upgrade")
-    if name := not_finite(content.get("weights")):
+    with whole(path):
+        name = not_finite(content.get("weights"))
+    if name:
         raise ValueError(
             f"{path}: expected finite weights, got NaN or infinity in {name}: the training that wrote it broke down"
         )
@@ -375,13 +484,49 @@ def whole(path: str | os.PathLike) -> Iterator[None]:
     """Name the file when its content is not what was written there, whatever that leads to.
 
     Raises:
-        ValueError: in place of what the block raises when a key, a type or the text of the file is another.
+        ValueError: in place of what the block raises, unless that names the file or its folder, or is the system's.
     """
     try:
         yield
-    except (LookupError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        # A GPU without room is a RuntimeError, told by its name: not everything that reads files loads torch.
+        named = isinstance(error, ValueError) and any(n in str(error) for n in (str(path), f"{Path(path).parent}:"))
+        if named or type(error).__name__ == "OutOfMemoryError":
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"{path}: damaged, or written by another release ({reason})") from error
+
+
+def misfits(expected: Mapping[str, Tensor], state: object) -> list[str]:
+    """What a state dict has wrong, in words: names, shapes, and weights that are no fractions.
+
+    Args:
+        expected: the network's own.
+        state: what a file holds. A BatchNorm's counter may be missing, as torch itself allows: files from before torch
+            0.4.1 have none.
+    """
+    import torch
+
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        return ["something else than a dict of tensors"]
+    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    problems = [f"{name} is missing" for name in missing]
+    problems += [f"{name} is unknown" for name in state if name not in expected]
+    for name, value in expected.items():
+        found = state.get(name, value)
+        if found.shape != value.shape:
+            problems.append(f"{name} has shape {tuple(found.shape)} instead of {tuple(value.shape)}")
+        elif found.layout != torch.strided or (value.is_floating_point() and not found.is_floating_point()):
+            problems.append(f"{name} is of type {found.dtype} instead of {value.dtype}")
+    return problems
+
+
+def first_few(problems: Sequence[str]) -> str:
+    """The first three, and how many there are more."""
+    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more
 
 
 # ------------------------------------------------------------------------------------------------------------- names

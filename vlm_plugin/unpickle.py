@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import re
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from vlm_plugin.files import open_file
 from vlm_plugin.foreign import foreign
+from vlm_plugin.opcodes import Machine, RefusedError, shown
 
 __all__ = ["load_pickle"]
 
@@ -27,10 +27,6 @@ _CONTENT = "lists, tuples, dicts, sets, strings, bytes, numbers, None and numpy 
 # strings, text and objects. Records, sub-arrays and dates are left out: no metadata file here needs them.
 _TYPE_CODE = re.compile(r"[<>=|]?(b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SUa]\d{1,9}|O[48]?)")
 _BYTE_ORDERS = ("<", ">", "=", "|")
-
-
-class _RefusedError(ValueError):
-    """Content that is not admitted; the message says what, `load_pickle` adds the file."""
 
 
 class _Builder:
@@ -49,7 +45,7 @@ class _Builder:
         return self._build(*args)
 
     def __setstate__(self, state: object) -> None:
-        raise _RefusedError("a state is set on a function or type")
+        raise RefusedError("a state is set on a function or type")
 
 
 class _Dtype:
@@ -61,17 +57,17 @@ class _Dtype:
         code = code.decode("latin1") if isinstance(code, bytes) else code
         match = _TYPE_CODE.fullmatch(code) if isinstance(code, str) else None
         if match is None:
-            raise _RefusedError(f"numpy dtype {code!r:.60}")
+            raise RefusedError(f"numpy dtype {shown(code)}")
         self._code = match.group(1)
         self._order = code[0] if code[0] in _BYTE_ORDERS else "="
 
     def __setstate__(self, state: object) -> None:
         # (version, byte order, sub-array, field names, fields, item size, alignment, flags[, metadata])
         if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
-            raise _RefusedError("a numpy dtype with fields, a sub-array or an unknown state")
+            raise RefusedError("a numpy dtype with fields, a sub-array or an unknown state")
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         if order not in _BYTE_ORDERS:
-            raise _RefusedError(f"numpy byte order {order!r:.60}")
+            raise RefusedError(f"numpy byte order {shown(order)}")
         self._order = order
 
     def resolve(self) -> np.dtype:
@@ -89,19 +85,23 @@ class _Array:
 
     def __init__(self, subtype: object, shape: object = (0,), code: object = b"b") -> None:
         if subtype is not _NDARRAY:
-            raise _RefusedError(f"a numpy array of type {type(subtype).__name__}")
+            raise RefusedError(f"a numpy array of type {type(subtype).__name__}")
         self._state: tuple[Any, ...] | None = None
 
     def __setstate__(self, state: object) -> None:
         # (version, shape, dtype, Fortran order, content); the version is missing in very old files.
         if not isinstance(state, tuple) or len(state) not in (4, 5):
-            raise _RefusedError("a numpy array with an unknown state")
+            raise RefusedError("a numpy array with an unknown state")
         self._state = state[-4:]
+
+    def content(self) -> object:
+        """What the state holds as content: bytes, or a list of objects."""
+        return None if self._state is None else self._state[3]
 
     def resolve(self, memo: dict[int, tuple[object, object]]) -> np.ndarray:
         """The real array, content copied out of the file."""
         if self._state is None:
-            raise _RefusedError("a numpy array without content")
+            raise RefusedError("a numpy array without content")
         shape, dtype, fortran, content = self._state
         return _array(content, dtype, shape, "F" if fortran else "C", memo)
 
@@ -112,7 +112,7 @@ def _raw_bytes(content: object) -> bytes:
         return content.encode("latin1")
     if isinstance(content, (bytes, bytearray)):
         return bytes(content)
-    raise _RefusedError(f"numpy content of type {type(content).__name__}")
+    raise RefusedError(f"numpy content of type {type(content).__name__}")
 
 
 def _array(
@@ -120,22 +120,22 @@ def _array(
 ) -> np.ndarray:
     """An array of checked `dtype` and `shape` holding exactly `content` (bytes, or with `memo` a list of objects)."""
     if not isinstance(dtype, _Dtype):
-        raise _RefusedError(f"a numpy array whose dtype is of type {type(dtype).__name__}")
-    if not isinstance(shape, tuple) or any(type(n) is not int or n < 0 for n in shape):
-        raise _RefusedError(f"numpy shape {shape!r:.60}")
+        raise RefusedError(f"a numpy array whose dtype is of type {type(dtype).__name__}")
+    if not isinstance(shape, tuple) or len(shape) > 64 or any(type(n) is not int or n < 0 for n in shape):
+        raise RefusedError(f"numpy shape {shown(shape)}")
     real = dtype.resolve()
     count = math.prod(shape)
     if real.hasobject:
         # The elements went through the same unpickler, so they are as harmless as those of a list.
         if memo is None or not isinstance(content, list) or len(content) != count:
-            raise _RefusedError("numpy objects whose content is not a list of their number")
+            raise RefusedError("numpy objects whose content is not a list of their number")
         flat = np.empty(count, dtype=object)
         for i, item in enumerate(content):
             flat[i] = _resolve(item, memo)
         return flat.reshape(shape, order=order)
     raw = _raw_bytes(content)
     if len(raw) != count * real.itemsize:
-        raise _RefusedError(f"a numpy array of {count} {real} elements with {len(raw)} bytes")
+        raise RefusedError(f"a numpy array of {count} {real} elements with {len(raw)} bytes")
     if not raw:
         return np.zeros(shape, dtype=real, order=order)
     return np.frombuffer(raw, dtype=real).reshape(shape, order=order).copy(order=order)
@@ -154,12 +154,12 @@ def _from_buffer(content: object, dtype: object, shape: object, order: object) -
 def _encode(text: object, encoding: object = "latin1") -> bytes:
     """Bytes as Python 3 writes them for Python 2: text plus the codec's name. Only that one codec is run."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise _RefusedError(f"_codecs.encode with encoding {encoding!r:.60}")
+        raise RefusedError(f"_codecs.encode with encoding {shown(encoding)}")
     return text.encode("latin1")
 
 
 def _refused(*_: object) -> object:
-    raise _RefusedError("a numpy array made by a call of its type")
+    raise RefusedError("a numpy array made by a call of its type")
 
 
 # Only to be passed to numpy's `_reconstruct`.
@@ -187,18 +187,69 @@ _ADMITTED: dict[str, dict[str, _Builder]] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """An unpickler whose only globals are the builders above."""
+class _Names:
+    """Finds the builders above, and nothing else.
 
-    uses_names = False
+    Attributes:
+        used: a file named one.
+    """
 
-    def find_class(self, module: str, name: str) -> object:
+    def __init__(self) -> None:
+        self.used = False
+
+    def find(self, module: str, name: str) -> object:
         """The builder for `module.name`, or a refusal; nothing is ever imported."""
         builder = _ADMITTED.get(module, {}).get(name)
         if builder is None:
-            raise _RefusedError(f"{module}.{name}")
-        self.uses_names = True
+            raise RefusedError(f"{module[:100]}.{name[:100]}")
+        self.used = True
         return builder
+
+
+# Containers within containers, of which sound metadata has three or four; and parts of a content that is written out,
+# where what is shared counts each time: whoever walks or shows it meets it so.
+_DEEPEST, _PARTS, _PARTS_PER_BYTE = 100, 1 << 24, 16
+_CONTAINERS = frozenset({list, tuple, dict, set, frozenset, _Array})
+_TEXTS = frozenset({str, bytes, bytearray})
+
+
+def _check_extent(value: object, limit: int) -> None:
+    """Refuse what is nested too deep, or holds one thing in so many places that nobody could walk through it."""
+    known: dict[int, tuple[int, int]] = {}  # parts and depth, by id; of what holds itself, what it has at first
+    pending: list[list[Any]] = [[value, 0, [value] if type(value) in _CONTAINERS else [], 0]]
+    while pending:
+        item, own, inside, place = pending[-1]
+        while place < len(inside):
+            part = inside[place]
+            place += 1
+            if id(part) not in known:
+                count, within = _inside(part)
+                known[id(part)] = count, 1
+                if len(pending) > _DEEPEST:
+                    raise RefusedError("containers nested too deep")
+                if within:
+                    pending[-1][3] = place
+                    pending.append([part, count, within, 0])
+                    break
+        else:
+            pending.pop()
+            parts = own + sum(known[id(part)][0] for part in inside)
+            depth = 1 + max((known[id(part)][1] for part in inside), default=0)
+            if depth > _DEEPEST or parts > limit:
+                raise RefusedError("containers nested too deep, or shared too often")
+            known[id(item)] = parts, depth
+
+
+def _inside(item: list | tuple | dict | set | frozenset | _Array) -> tuple[int, list]:
+    """How much a container holds besides other containers, and these."""
+    if isinstance(item, _Array):
+        members = [item.content()]
+    else:
+        members = [*item, *item.values()] if isinstance(item, dict) else item
+    kinds = set(map(type, members))
+    letters = sum(len(member) for member in members if type(member) in _TEXTS) if kinds & _TEXTS else 0
+    held = [member for member in members if type(member) in _CONTAINERS] if kinds & _CONTAINERS else []
+    return 1 + len(members) + letters // 16, held
 
 
 def _resolve(value: object, memo: dict[int, tuple[object, object]]) -> object:
@@ -213,7 +264,7 @@ def _resolve(value: object, memo: dict[int, tuple[object, object]]) -> object:
         return memo[id(value)][1]
     result: object = value
     if isinstance(value, _Builder):
-        raise _RefusedError("a bare function or type")
+        raise RefusedError("a bare function or type")
     if isinstance(value, (list, dict, set)):
         memo[id(value)] = (value, value)
     if isinstance(value, list):
@@ -236,11 +287,12 @@ def _resolve(value: object, memo: dict[int, tuple[object, object]]) -> object:
     return result
 
 
-def _load(file: BinaryIO, encoding: str) -> object:
-    """One reading of an open file, Python 2 strings decoded as `encoding`."""
-    unpickler = _Unpickler(file, encoding=encoding)
-    value = unpickler.load()
-    if unpickler.uses_names:
+def _load(data: bytes, encoding: str) -> object:
+    """One reading of a file's bytes, Python 2 strings decoded as `encoding`."""
+    names = _Names()
+    value = Machine(data, encoding, names.find).load()
+    _check_extent(value, _PARTS + _PARTS_PER_BYTE * len(data))
+    if names.used:
         # Arrays are filled in after they are created, so the stand-ins can only be replaced at the end.
         value = _resolve(value, {})
     return value
@@ -253,7 +305,7 @@ def load_pickle(path: str | os.PathLike[str]) -> object:
     scalars and dtypes of plain types (also arrays of objects that are themselves admitted), in every pickle protocol,
     written by Python 2 or 3 and numpy 1 or 2. Python 2 strings are read as ASCII; where that fails, the whole file is
     read again as latin-1, which never fails and keeps array bytes intact (accented text of such a file then shows as
-    its single bytes).
+    its single bytes). What a file takes in time and memory is bounded by its size.
 
     Args:
         path: the file.
@@ -263,21 +315,21 @@ def load_pickle(path: str | os.PathLike[str]) -> object:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: the file names anything else (the message has the file and the refused name), or is truncated or no
-            pickle at all.
+        ValueError: the file names anything else (the message has the file and the refused name), asks for more than a
+            file of its size can need, or is truncated or no pickle at all.
     """
     name = os.fspath(path)
     with open_file(name) as file:
+        data = file.read()
+    try:
         try:
-            try:
-                return _load(file, "ASCII")
-            except UnicodeDecodeError:
-                file.seek(0)
-                return _load(file, "latin1")
-        except _RefusedError as refusal:
-            raise ValueError(f"{name}: refused to load {refusal}; this pickle may hold only {_CONTENT}") from None
-        except Exception as error:
-            # A damaged pickle can fail with nearly any type of exception: EOFError, KeyError, OverflowError, ...
-            reason = f"{type(error).__name__}: {error}"[:200]
-            got = f"got {found}" if (found := foreign(name)) else f"but reading it failed ({reason})"
-            raise ValueError(f"{name}: expected a complete pickle file, {got}") from error
+            return _load(data, "ASCII")
+        except UnicodeDecodeError:
+            return _load(data, "latin1")
+    except RefusedError as refusal:
+        raise ValueError(f"{name}: refused to load {refusal}; this pickle may hold only {_CONTENT}") from None
+    except Exception as error:
+        # A damaged pickle can fail with nearly any type of exception: EOFError, KeyError, OverflowError, ...
+        reason = f"{type(error).__name__}: {error}"[:200]
+        got = f"got {found}" if (found := foreign(name)) else f"but reading it failed ({reason})"
+        raise ValueError(f"{name}: expected a complete pickle file, {got}") from error

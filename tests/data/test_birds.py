@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -321,6 +323,22 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         make_birds(tmp_path / "set", 10, 0, 0, size=16)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
+def test_a_terminated_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminated(*args: object, **named: object) -> Image.Image:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return Image.new("RGB", (16, 16))
+
+    monkeypatch.setattr("vlm_plugin.data.birds.make.draw_bird", terminated)
+    with pytest.raises(SystemExit) as end:
+        make_birds(tmp_path / "set", 10, 0, 0, size=16)
+    assert end.value.code == 143
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_make_birds_refuses_bad_arguments(tmp_path: Path) -> None:

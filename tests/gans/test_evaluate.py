@@ -301,6 +301,22 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
+def test_a_second_evaluation_of_one_folder_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, original = (run / "evaluation.json").read_bytes(), Examination.add_real
+    refusal = f"^{re.escape(str(run))}: another process is evaluating into it; wait, or stop it first$"
+
+    def second(self: Examination) -> None:
+        with pytest.raises(ValueError, match=refusal):
+            evaluate(run, device="cpu")
+        assert (run / "evaluation.json").read_bytes() == before
+        original(self)
+
+    monkeypatch.setattr(Examination, "add_real", second)
+    evaluate(run, device="cpu", count=4)
+    assert (run / "evaluation.json").read_bytes() != before
+    assert not (run / ".lock").exists()
+
+
 def test_a_folder_of_pictures_that_is_somebody_elses_stays(run: Path, tmp_path: Path) -> None:
     theirs = tmp_path / "pictures" / "theirs.png"
     theirs.parent.mkdir()

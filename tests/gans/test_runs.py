@@ -504,8 +504,8 @@ def fail_at(when: int) -> Callable[[int], None]:
     return before_step
 
 
-def terminate_at(when: int) -> Callable[[int], None]:
-    return lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == when else None
+def terminate_at(when: int, number: int = signal.SIGTERM) -> Callable[[int], None]:
+    return lambda step: os.kill(os.getpid(), number) if step == when else None
 
 
 @pytest.mark.parametrize("dual", [True, False])
@@ -514,10 +514,12 @@ def test_terminated_and_resumed_is_the_same_run(
 ) -> None:
     start, whole = (with_vlm, finished) if dual else (plain, alone)
     cfg = tiny.config(tmp_path / "tiny.yml", name)
+    # Ctrl-C in the one, a scheduler's in the other.
+    number = signal.SIGTERM if dual else signal.SIGINT
     # Step 2 is the third; its number is no multiple of the checkpoints'.
     with pytest.raises(SystemExit) as stop:
-        start(tmp_path / "runs", cfg, name=name, build=Seen(name, terminate_at(2)).build)
-    assert stop.value.code == 128 + signal.SIGTERM
+        start(tmp_path / "runs", cfg, name=name, build=Seen(name, terminate_at(2, number)).build)
+    assert stop.value.code == 128 + number
     folder = tmp_path / "runs" / f"00000-{name}{'-vlm' if dual else ''}"
     assert checkpoint(folder)["step"] == 3
     assert f"stopped after step 3; go on with --resume {folder}" in capsys.readouterr().out
@@ -526,6 +528,36 @@ def test_terminated_and_resumed_is_the_same_run(
     assert run("--resume", folder, name=name) == folder
     assert "at step 3 of 4" in capsys.readouterr().out
     assert_same_run(folder, whole.folder)
+
+
+@pytest.mark.parametrize("damage", ["a bit", "gone"])
+def test_from_a_damaged_checkpoint_a_run_goes_on_from_the_one_before(
+    name: str, damage: str, finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The finished run's last checkpoint is of step 4, the one before of step 2.
+    folder = Path(shutil.copytree(finished.folder, tmp_path / finished.folder.name))
+    file, older = folder / "checkpoint.pt", folder / "checkpoint.previous.pt"
+    for path in (*folder.glob("evaluation.*"), *folder.glob("report.*")):
+        path.unlink()
+    if damage == "gone":
+        file.unlink()
+    else:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 16
+        file.write_bytes(content)
+    capsys.readouterr()
+    run("--resume", folder, name=name)
+    told = capsys.readouterr().out
+    assert re.search(rf"^{re.escape(str(file))}: .*: going on from the one before, {older}, after step 2$", told, re.M)
+    assert f"resuming {folder} at step 2 of 4" in told
+    assert_same_run(folder, finished.folder)
+
+
+def test_without_a_whole_checkpoint_a_run_says_so(tmp_path: Path) -> None:
+    folder = plain(tmp_path / "runs", tiny.config(tmp_path / "tiny.yml", steps=0), name="dfgan")
+    for file in (folder / "checkpoint.pt", folder / "checkpoint.previous.pt"):
+        file.write_bytes(b"")
+        assert f"dfgan: {file}: not a readable checkpoint" in refused("--resume", folder)
 
 
 def test_a_run_that_broke_goes_on_from_its_last_checkpoint(name: str, finished: Finished, tmp_path: Path) -> None:

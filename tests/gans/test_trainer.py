@@ -158,7 +158,7 @@ def test_discriminators_that_are_not_there_are_not_taken(tmp_path: Path, matcher
         (tmp_path / "netD0.pth").unlink()
         (tmp_path / "netD2.pth").write_bytes(b"of a third stage, which this generator does not have")
     else:
-        content = torch.load(path, weights_only=True)
+        content = tiny.contents(path)
         del content["model"]["netD"]
         torch.save(content, path)
     before = states(target)
@@ -328,7 +328,7 @@ def test_weights_of_another_network(tmp_path: Path, matcher: VLM, kind: str, pla
     """The message names file, network and weight, and the networks that fit are not loaded either."""
     source, target = (build(kind, matcher, seed) for seed in (1, 2))
     path = write(kind, "start", source, matcher, tmp_path)
-    content = torch.load(path, weights_only=True)
+    content = tiny.contents(path)
     network = list(content["weights"])[place]
     state = content["weights"][network]
     name = [key for key in state if key.endswith("weight") and state[key].dim() == 4][-1]
@@ -484,7 +484,7 @@ def test_damaged_files_are_named(tmp_path: Path, matcher: VLM, file: str, conten
 def test_weights_that_are_none(tmp_path: Path, matcher: VLM, kind: str) -> None:
     trainer = build(kind, matcher, 2)
     path = write(kind, "start", trainer, matcher, tmp_path)
-    content = torch.load(path, weights_only=True)
+    content = tiny.contents(path)
     content["weights"][JUDGES[kind][0]] = {"weight": [1.0]}
     torch.save(content, path)
     message = rf"^{path}, {JUDGES[kind][0]}: expected a state dict of tensors$"
@@ -511,7 +511,7 @@ def test_nothing_is_executed(tmp_path: Path, matcher: VLM, kind: str, place: str
     elif kind == "attngan":
         torch.save(bomb, path.with_name("netD0.pth"))
     else:
-        content = torch.load(path, weights_only=True)
+        content = tiny.contents(path)
         content["model"]["netD"] = bomb
         torch.save(content, path)
     refused(

@@ -46,7 +46,9 @@ def outputs(vlm):
 
 
 def contents(path):
-    return torch.load(path, weights_only=True)
+    content = torch.load(path, weights_only=True)
+    del content["vlm_plugin.checksum"]  # as a file of an earlier release, whose content is looked at all the same
+    return content
 
 
 @pytest.mark.parametrize("scorer", [True, False])

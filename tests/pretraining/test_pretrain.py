@@ -35,7 +35,7 @@ from vlm_plugin.data import BirdTruth, CaptionedImages, Record, collate, make_bi
 from vlm_plugin.data.birds.captions import read_caption
 from vlm_plugin.data.dataset import Batch, Sample
 from vlm_plugin.evaluation.table import was_judged
-from vlm_plugin.files import not_finite, write_file
+from vlm_plugin.files import not_finite, write_next
 from vlm_plugin.matcher.identity import encoder_fingerprints
 from vlm_plugin.matching import global_scores, local_scores
 from vlm_plugin.pretraining.evaluator import Evaluator
@@ -594,9 +594,9 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The file has the best epoch's weights; those of the last epoch are in the state, which goes when a run is done.
-    states, save = [], write_file
+    states, save = [], write_next
     monkeypatch.setattr(
-        "vlm_plugin.pretraining.resume.write_file", lambda c, p: (states.append(copy.deepcopy(c)), save(c, p))
+        "vlm_plugin.pretraining.resume.write_next", lambda c, p: (states.append(copy.deepcopy(c)), save(c, p))
     )
     whole = pretrain(tiny.birds(), tmp_path / "new" / "whole.vlm.pt", **RUN)
     last = states[-1]
@@ -663,7 +663,7 @@ def test_a_kill_between_matcher_and_state_loses_nothing(tmp_path: Path, monkeypa
     options = {**RUN, "epochs": 1}
     whole = pretrain(tiny.birds(), tmp_path / "whole.vlm.pt", **options)
     out = tmp_path / "cut.vlm.pt"
-    original = write_file
+    original = write_next
 
     def die(content: object, path: Path) -> None:
         original(content, path)
@@ -672,7 +672,7 @@ def test_a_kill_between_matcher_and_state_loses_nothing(tmp_path: Path, monkeypa
     for killed in (True, False):
         with monkeypatch.context() as patch:
             if killed:
-                patch.setattr("vlm_plugin.pretraining.resume.write_file", die)
+                patch.setattr("vlm_plugin.pretraining.resume.write_next", die)
                 with pytest.raises(KeyboardInterrupt):
                     pretrain(tiny.birds(), out, **options)
             else:
@@ -733,7 +733,7 @@ def test_a_kill_before_the_first_state_begins_anew(tmp_path: Path, monkeypatch: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("vlm_plugin.pretraining.resume.write_file", die)
+        patch.setattr("vlm_plugin.pretraining.resume.write_next", die)
         with pytest.raises(KeyboardInterrupt):
             pretrain(tiny.birds(), out, **RUN)
     assert VLM.load(out).notes["pretraining"]["epochs_done"] == 1
@@ -780,6 +780,48 @@ def test_ctrl_c_is_one_line_that_says_what_is_kept(
     monkeypatch.setattr("vlm_plugin.pretraining.start.open_records", interrupt)
     assert main(words) == 130
     assert capsys.readouterr().err == f"vlm-plugin pretrain: interrupted; {tmp_path / 'a.vlm.pt'} stays as it is\n"
+
+
+@pytest.mark.usefixtures("narrow")
+def test_from_a_damaged_state_a_run_goes_on_from_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = pretrain(tiny.birds(), tmp_path / "whole.vlm.pt", **RUN)
+    out = tmp_path / "cut.vlm.pt"
+    with monkeypatch.context() as patch:
+        break_in_epoch(3, patch)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            pretrain(tiny.birds(), out, **RUN)
+    state, older = tmp_path / "cut.vlm.pt.state", tmp_path / "cut.vlm.pt.previous.state"
+    state.write_bytes(b"")
+    capsys.readouterr()
+    resumed = pretrain(tiny.birds(), out, **RUN)
+    told = capsys.readouterr().out
+    assert f"{state}: not a readable state" in told
+    assert f"going on from the one before, {older}, after epoch 1" in told
+    assert resumed.fingerprint == whole.fingerprint
+    assert {p.name for p in tmp_path.iterdir()} == {"whole.vlm.pt", "cut.vlm.pt"}
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_second_pretraining_of_one_file_is_refused_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, original, told = tmp_path / "a.vlm.pt", Evaluator.__call__, []
+
+    def evaluate(self: Evaluator, vlm: VLM) -> dict[str, float]:
+        if not told:
+            words = ["pretrain", "--data", str(tiny.birds()), "--out", str(out)]
+            told.append((main(words), capsys.readouterr().err.splitlines()[-1]))
+        return original(self, vlm)
+
+    monkeypatch.setattr(Evaluator, "__call__", evaluate)
+    first = pretrain(tiny.birds(), out, **RUN)
+    refusal = f"vlm-plugin pretrain: {out}: another process is training this matcher; wait, or stop it first"
+    assert told[0][0] == 2
+    assert told[0][1].endswith(refusal)
+    assert VLM.load(out).fingerprint == first.fingerprint
+    assert [p.name for p in tmp_path.iterdir()] == ["a.vlm.pt"]
 
 
 def interrupt(*_: object) -> None:

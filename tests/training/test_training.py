@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ from vlm_plugin.gans.loop import ramp
 from vlm_plugin.gans.trainer import update_average
 from vlm_plugin.training.device import autocast, choose_device, choose_precision
 from vlm_plugin.training.ranks import average_gradients, barrier, from_all_ranks, join_ranks, leave_ranks
-from vlm_plugin.training.run_folder import Log, StopSignal, new_run_folder, shared_run_folder
+from vlm_plugin.training.run_folder import Log, StopSignal, new_run_folder, only_writer, shared_run_folder
 from vlm_plugin.training.skipped import LeftOut, usable_indices
 from vlm_plugin.training.stream import Stream, check_seed, endless_batches, mix, noise
 
@@ -379,6 +381,29 @@ def test_log_is_cut_at_the_checkpoint(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["log.jsonl"]
 
 
+DAMAGED = (
+    b"", b"null", b"[1, 2]", b"7", b"{}", b'{"loss": 1.0}', b'{"step": null}', b'{"step": "3"}', b'{"step": true}',
+    b'{"step": NaN}', b'{"step": 1e999}', b'{"step": [1]}', b'{"step": 1', b"\xff\xfe\x00", b'{"step": 1, "\xe9": 2}',
+    b"[" * 100_000, b'{"step": ' + b"9" * 5000 + b"}", b"\x00\x00\x00",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("damaged", DAMAGED, ids=lambda line: line[:12])
+def test_a_damaged_line_is_passed_over_and_counted(
+    damaged: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 0}\n' + damaged + b'\n{"step": 1}\n' + damaged + b'\n{"step": 2, "lo')
+    assert Log.read(path) == [{"step": 0}, {"step": 1}]
+    Log(path, first_step=2).add(step=2)
+    told = "" if not damaged else f"{path}: passed over 2 damaged lines, which the curves will lack\n"
+    assert capsys.readouterr().out == told
+    # Once: what is written again is whole.
+    assert path.read_text(encoding="utf-8") == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'
+    Log(path, first_step=3)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_new_log_is_empty_and_a_missing_one_has_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     assert Log.read(path) == []
@@ -422,6 +447,7 @@ def test_stop_signal_is_noticed_once_and_given_back() -> None:
             assert not stop.asked
             os.kill(os.getpid(), number)
             assert stop.asked
+            assert stop.number == number
             # The next one does what it would have done without us.
             assert {n: signal.getsignal(n) for n in before} == before
     assert {n: signal.getsignal(n) for n in before} == before
@@ -569,3 +595,63 @@ def test_one_process_needs_no_group() -> None:
     leave_ranks()
     assert from_all_ranks(["a"]) == ["a"]
     assert torch.equal(parameter.grad, torch.ones(2))
+
+
+# ----------------------------------------------------------------------------------------------------------- one writer
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from vlm_plugin.training.run_folder import only_writer
+with only_writer(Path(sys.argv[1]), "at it"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_second_process_is_told_and_a_lock_dies_with_its_process(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.vlm.pt"
+    if kind == "folder":
+        path.mkdir()
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        refusal = f"^{re.escape(str(path))}: another process is at it; wait, or stop it first$"
+        with pytest.raises(ValueError, match=refusal), only_writer(path, "at it"):
+            pass
+        # Another file of the folder is free.
+        with only_writer(tmp_path / "other.vlm.pt", "at it"):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    with only_writer(path, "at it"):
+        pass
+    assert [p for p in tmp_path.rglob("*") if p != path] == []
+
+
+def test_a_lock_is_passed_on_by_one_to_one(tmp_path: Path) -> None:
+    path, inside, most = tmp_path / "x.pt", [0], [0]
+
+    def often() -> None:
+        for _ in range(100):
+            with contextlib.suppress(ValueError), only_writer(path, "at it"):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                inside[0] -= 1
+
+    writers = [threading.Thread(target=often) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert most == [1]
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_nothing_can_be_written_there_is_no_lock(tmp_path: Path) -> None:
+    with only_writer(tmp_path / "nowhere" / "x.pt", "at it"):
+        pass
+    assert os.listdir(tmp_path) == []

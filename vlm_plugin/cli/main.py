@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vlm_plugin import __version__
+from vlm_plugin.files import tidy_end
 from vlm_plugin.terminal import escape_unprintable, explain_missing
 
 
@@ -91,7 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser().parse_args(argv)
         name = f"vlm-plugin {arguments.command}"
         _check_one_process(arguments.command)
-        return arguments.run(arguments) or 0
+        # Ranks wait for each other where Python hears no signal: the launcher's ends them at once.
+        with contextlib.nullcontext() if COMMANDS[arguments.command].processes else tidy_end():
+            return arguments.run(arguments) or 0
     except KeyboardInterrupt as error:
         # A command may say what it has kept.
         print(f"{name}: interrupted{f'; {error}' if error.args else ''}", file=sys.stderr)

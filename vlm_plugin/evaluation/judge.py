@@ -17,7 +17,7 @@ from vlm_plugin.data import BirdTruth, CaptionedImages, Record, collate, find_tr
 from vlm_plugin.data.birds.attributes import ATTRIBUTES
 from vlm_plugin.data.birds.captions import said_by
 from vlm_plugin.data.dataset import Batch
-from vlm_plugin.files import ASSETS, check_writable, read_checkpoint, write_file
+from vlm_plugin.files import ASSETS, check_writable, first_few, misfits, read_checkpoint, whole, write_file
 from vlm_plugin.training.device import autocast, choose_device, choose_precision
 from vlm_plugin.training.ranks import progress
 from vlm_plugin.training.stream import Stream, check_seed, endless_batches, mix
@@ -84,9 +84,14 @@ class Judge(nn.Module):
     def load(cls, path: str | Path = PACKAGED) -> Judge:
         """Read a judge (the packaged one without a path), in eval mode."""
         content = read_checkpoint(path, _FORMAT, 1)
-        judge = cls(content["width"])
-        judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in content["weights"].items()})
-        judge.accuracy = content["accuracy"]
+        with whole(path):
+            state = content["weights"]
+            # The weights' own, so that a damaged number makes no network of any size.
+            judge = cls(len(state["trunk.0.weight"]))
+            if problems := misfits(judge.state_dict(), state):
+                raise ValueError(first_few(problems))
+            judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+            judge.accuracy = {str(name): float(share) for name, share in content["accuracy"].items()}
         return judge.eval().requires_grad_(False)
 
     def save(self, path: str | Path, notes: dict | None = None) -> None:

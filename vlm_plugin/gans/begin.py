@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from vlm_plugin import VLM, DualVLMLoss, distributed
 from vlm_plugin.data import BirdTruth, Record, Records, find_truth, make_birds
 from vlm_plugin.data.birds.make import BIRDS, BIRDS_FOLDER
 from vlm_plugin.data.records import digest_records
-from vlm_plugin.files import read_file, whole
+from vlm_plugin.files import previous, read_file, whole
 from vlm_plugin.gans.config import Beginning, Resumed, RunConfig, Settings, may_have_moved
 from vlm_plugin.gans.trainer import Trainer
 from vlm_plugin.matcher.choose import PACKAGED, TOLERATED_UNKNOWN, load_matcher, marks, unknown_words
@@ -191,16 +192,28 @@ def lock(folder: Path, locks: contextlib.ExitStack) -> None:
 
 def _go_on(trainer: Trainer, folder: Path, steps: int, max_bad_steps: int) -> tuple[int, BadSteps]:
     """Take the checkpoint's networks; how many steps they have done, and which of them were passed over."""
-    # Onto the CPU: Adam's step counters stay where they are loaded to, and on a GPU every look at one waits for it.
-    checkpoint = read_file(folder / "checkpoint.pt", "checkpoint")
-    with whole(folder / "checkpoint.pt"):
-        trainer.load_state(checkpoint["trainer"])
-        done = checkpoint["step"]
-        bad_steps = BadSteps(max_bad_steps, checkpoint.get("bad_steps"))
+    file = folder / "checkpoint.pt"
+    try:
+        done, counts = _take(trainer, file)
+    except (OSError, ValueError) as error:
+        older = previous(file)
+        if not older.is_file():
+            raise
+        done, counts = _take(trainer, older)
+        say(f"{error}: going on from the one before, {older}, after step {done}")
+    bad_steps = BadSteps(max_bad_steps, counts)
     if steps < done:
         raise ValueError(f"--resume {folder}: expected {done} steps or more, which it has done, got {steps}")
     say(f"resuming {folder} at step {done} of {steps}")
     return done, bad_steps
+
+
+def _take(trainer: Trainer, file: Path) -> tuple[int, Mapping[str, int] | None]:
+    # Onto the CPU: Adam's step counters stay where they are loaded to, and on a GPU every look at one waits for it.
+    checkpoint = read_file(file, "checkpoint")
+    with whole(file):
+        trainer.load_state(checkpoint["trainer"])
+        return operator.index(checkpoint["step"]), checkpoint.get("bad_steps")
 
 
 def _load_start(trainer: Trainer, config: RunConfig, matcher: VLM) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlm_plugin.files import whole
+from vlm_plugin.files import previous, whole
 from vlm_plugin.gans.config import (
     MOVABLE,
     RUNS,
@@ -143,7 +143,8 @@ def _resumed_run(baseline: Baseline, arguments: argparse.Namespace) -> RunConfig
     if given := given + ["--from-scratch"] * arguments.from_scratch:
         raise ValueError(f"--resume takes these from {folder}/options.json: leave out {', '.join(given)}")
     for file in ("options.json", "checkpoint.pt"):
-        if not (folder / file).is_file():
+        # Of a checkpoint the one before will do.
+        if not ((folder / file).is_file() or previous(folder / file).is_file()):
             raise FileNotFoundError(f"--resume {folder}: expected a run's folder with {file}")
     with whole(folder / "options.json"):
         options = json.loads((folder / "options.json").read_text(encoding="utf-8"))

@@ -26,7 +26,7 @@ from vlm_plugin.gans.trainer import Trainer
 from vlm_plugin.matcher.choose import is_packaged, load_matcher, marks
 from vlm_plugin.training.device import choose_device
 from vlm_plugin.training.ranks import progress
-from vlm_plugin.training.run_folder import new_run_folder
+from vlm_plugin.training.run_folder import new_run_folder, only_writer
 from vlm_plugin.training.stream import check_seed
 
 # What the report shows of a run besides its numbers.
@@ -123,19 +123,20 @@ def evaluate(source: str | Path, data: str | Path | None = None, **options: obje
     inception = None if settings.inception is None else Inception(settings.inception).to(device)
     # Last of what may be refused, since it makes the folder, yet before any picture is read: it may not be writable.
     folder = _folder(source, settings.out, found.trainer)
-    if settings.pictures:
-        check_pictures(folder)
-    size = painter.size()
-    if skip_bad:
-        split = readable(split, size)
-    judge = choose_judge(found.truth, device)
-    scorers = Scorers(evaluator, found.matcher, found.trained_with(), judge, inception)
-    examination = Examination(
-        split, scorers, size, count=settings.count, batch=settings.batch, seed=settings.seed
-    )  # fmt: skip
-    examination.tell_unknown_words()
-    examination.add_real()
-    _draw(examination, found.generator, painter, source, folder, settings)
+    with only_writer(folder, "evaluating into it"):
+        if settings.pictures:
+            check_pictures(folder)
+        size = painter.size()
+        if skip_bad:
+            split = readable(split, size)
+        judge = choose_judge(found.truth, device)
+        scorers = Scorers(evaluator, found.matcher, found.trained_with(), judge, inception)
+        examination = Examination(
+            split, scorers, size, count=settings.count, batch=settings.batch, seed=settings.seed
+        )  # fmt: skip
+        examination.tell_unknown_words()
+        examination.add_real()
+        _draw(examination, found.generator, painter, source, folder, settings)
     return folder
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlm_plugin import DualVLMLoss, Features, distributed
 from vlm_plugin.data import CaptionedImages
 from vlm_plugin.data.dataset import Batch, Collate
-from vlm_plugin.files import not_finite, write_file
+from vlm_plugin.files import not_finite, write_next
 from vlm_plugin.gans.begin import Run, say
 from vlm_plugin.gans.config import VLMSettings
 from vlm_plugin.gans.show import Show
@@ -104,7 +104,7 @@ class Loop:
             if sampling and not self.bad_steps.in_a_row and distributed.rank() == 0:
                 self._draw(taken)
             if stopping:
-                self._leave(done)
+                self._leave(done, stop)
         if self.bad_steps.total:
             say(f"passed over {self.bad_steps.total} bad steps: see {self.log.path}")
 
@@ -207,19 +207,20 @@ class Loop:
         save_checkpoint(trainer, done, self.run.folder, self.bad_steps)
         self.kept = done
 
-    def _leave(self, done: int) -> None:
+    def _leave(self, done: int, stop: StopSignal) -> None:
         if distributed.rank() == 0:
             print(f"\nstopped after step {done}; go on with --resume {self.run.folder}", flush=True)
         # A launcher ends the other processes when the first is gone: none goes before the checkpoint is written.
         leave_ranks()
-        sys.exit(128 + signal.SIGTERM)
+        # A rank that no signal reached ends as the launcher's would.
+        sys.exit(128 + (stop.number or signal.SIGTERM))
 
 
 def save_checkpoint(trainer: Trainer, step: int, run_folder: Path, bad_steps: BadSteps) -> None:
-    """What a resumed run goes on from, after so many steps; rank 0 writes it."""
+    """What a resumed run goes on from, after so many steps; rank 0 writes it, and keeps the one before it."""
     if distributed.rank() == 0:
         content = {"step": step, "trainer": trainer.state(), **bad_steps.counts()}
-        write_file(content, run_folder / "checkpoint.pt")
+        write_next(content, run_folder / "checkpoint.pt")
 
 
 def broken_down(step: int, names: list[str], run_folder: Path, kept: int, times: str = "") -> str:

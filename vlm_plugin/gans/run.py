@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import torch
 from vlm_plugin import TERMS, VLM, DualVLMLoss, distributed
 from vlm_plugin.augment import RandomView
 from vlm_plugin.data.records import BadSampleError
-from vlm_plugin.files import write_json
+from vlm_plugin.files import tidy_end, write_json
 from vlm_plugin.gans.begin import MakeLoss, Run, begin, beginning_of, lock, prepare, say
 from vlm_plugin.gans.config import RunConfig, Settings, parser
 from vlm_plugin.gans.configure import configure
@@ -94,7 +95,9 @@ def _start(name: str, folder: Path, build: type[Trainer], arguments: argparse.Na
         trained = baseline(name)._replace(folder=folder)
         if arguments.sample is not None:
             return sample_with_arguments(trained, build, arguments)
-        return _train(configure(trained, arguments), build, loss or dual_loss)
+        # Ranks wait for each other where Python hears no signal: the launcher's ends them at once.
+        with tidy_end() if os.environ.get("WORLD_SIZE", "1") == "1" else contextlib.nullcontext():
+            return _train(configure(trained, arguments), build, loss or dual_loss)
     except BadSampleError as error:
         raise ValueError(f"{error} (--skip-bad leaves out what cannot be used)") from None
     except torch.cuda.OutOfMemoryError as error:

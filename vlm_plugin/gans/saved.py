@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from vlm_plugin import VLM
-from vlm_plugin.files import read_checkpoint, read_file, whole
+from vlm_plugin.files import first_few, misfits, read_checkpoint, read_file, whole
 from vlm_plugin.foreign import without_wrappers
 from vlm_plugin.matcher.choose import PACKAGED
 from vlm_plugin.matcher.identity import fingerprint
@@ -141,7 +141,7 @@ class NetworkFiles(abc.ABC):
         """`generator_of`, with a ValueError that names the file for whatever no generator's shapes lead to."""
         try:
             return cls.generator_of(state)
-        except (LookupError, ValueError, RuntimeError) as error:
+        except Exception as error:
             raise ValueError(f"{where}: no generator of {cls.name} ({type(error).__name__}: {error})") from None
 
     @staticmethod
@@ -183,21 +183,10 @@ def check_weights(network: nn.Module | None, state: Mapping[str, Tensor], where:
         where: names them in messages.
 
     Raises:
-        ValueError: names or shapes differ; the first few are listed. A BatchNorm's counter may be missing, as torch
-            itself allows: files from before torch 0.4.1 have none.
+        ValueError: names, shapes or kinds of numbers differ, see `misfits`; the first few are listed.
     """
-    expected = {} if network is None else network.state_dict()
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
-    problems = [f"{name} is missing" for name in missing]
-    problems += [f"{name} is unknown" for name in state if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if problems:
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"{where}: does not fit the settings' network: {'; '.join(problems[:3])}{more}")
+    if problems := misfits({} if network is None else network.state_dict(), state):
+        raise ValueError(f"{where}: does not fit the settings' network: {first_few(problems)}")
 
 
 def bare(state: object, where: str) -> dict[str, Tensor]:

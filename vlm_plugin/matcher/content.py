@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_plugin.files import not_finite
+from vlm_plugin.files import first_few, misfits, not_finite
 from vlm_plugin.matcher.identity import encoder_fingerprints
 from vlm_plugin.matcher.image_encoders import build_image_encoder, rebuildable
 from vlm_plugin.matcher.scorer import MatchingScoreBlock
@@ -92,7 +92,10 @@ def unpack(content: Mapping[str, Any]) -> dict[str, Any]:
 def load_weights(parts: Parts, content: Mapping[str, Any]) -> None:
     """Give the parts that `unpack` made their weights, and the scorer the names of its encoders."""
     for name in content["settings"]:
-        parts[name].load_state_dict(_restored(content["weights"][name]))
+        state = content["weights"][name]
+        if problems := misfits(parts[name].state_dict(), state):
+            raise ValueError(f"{name}: {first_few(problems)}")
+        parts[name].load_state_dict(_restored(state))
     if "scorer" in parts:
         parts["scorer"].encoder_fingerprints = content["scorer_trained_on"]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from vlm_plugin.files import read_file
+from vlm_plugin.files import first_few, misfits, read_file
 from vlm_plugin.foreign import without_wrappers
 from vlm_plugin.matcher.image_encoders import InceptionEncoder
 from vlm_plugin.matcher.text_encoder import LSTMTextEncoder
@@ -43,7 +43,7 @@ def read_damsm(
         FileNotFoundError, ValueError: as `VLM.from_damsm`.
     """
     text_state = damsm_text_state(text_encoder_path)
-    image_state = _state_dict(image_encoder_path, "emb_features.weight", what="DAMSM image encoder")
+    image_state = _state_dict(image_encoder_path, "emb_features.weight", what="DAMSM image encoder", ranks=(4,))
     source = ""
     if not isinstance(vocabulary, Vocabulary):
         source = f" ({os.fspath(vocabulary)})"
@@ -62,12 +62,10 @@ def read_damsm(
         (image_encoder, image_state, image_encoder_path),
         (text_encoder, text_state, text_encoder_path),
     ):
-        try:
-            # Of the file's type, whatever a host has made the default.
-            network.float().load_state_dict(state)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"{path}: not a published DAMSM encoder: {reason}") from None
+        if problems := misfits(network.state_dict(), state):
+            raise ValueError(f"{path}: not a published DAMSM encoder: {first_few(problems)}")
+        # Of the file's type, whatever a host has made the default.
+        network.float().load_state_dict(state)
     return DamsmPair(image_encoder, text_encoder, vocabulary)
 
 
@@ -77,16 +75,21 @@ def damsm_text_state(path: str | os.PathLike) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError, ValueError: the message names the file.
     """
-    return _state_dict(path, "encoder.weight", "rnn.weight_hh_l0", what="DAMSM text encoder")
+    return _state_dict(path, "encoder.weight", "rnn.weight_hh_l0", what="DAMSM text encoder", ranks=(2, 2))
 
 
-def _state_dict(path: str | os.PathLike, *keys: str, what: str) -> dict[str, Tensor]:
-    """A file's state dict, in which `what` has these keys at least."""
+def _state_dict(path: str | os.PathLike, *keys: str, what: str, ranks: tuple[int, ...]) -> dict[str, Tensor]:
+    """A file's state dict, in which `what` has these keys at least, with as many dimensions each."""
     state = read_file(path, "state dict")
     state = without_wrappers(state) if isinstance(state, Mapping) else state
     if missing := [key for key in keys if not isinstance(state, dict) or key not in state]:
         raise ValueError(f"{path}: expected the state dict of a {what} (with {missing[0]!r}), got something else")
-    return state
+    for key, rank in zip(keys, ranks, strict=True):
+        found = state[key]
+        if not isinstance(found, Tensor) or found.ndim != rank:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"{path}: {key}: expected a tensor of {rank} dimensions, got {got}")
+    return dict(state)
 
 
 def find_image_encoder(text_encoder: Path) -> Path:

@@ -245,7 +245,7 @@ class VLM(nn.Module):
             with _ordinary_tensors():
                 vlm = cls(**unpack(checked)).float()
                 load_weights(vlm._parts(), checked)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except Exception as error:
             raise ValueError(f"{path}: a damaged {FORMAT} file: {type(error).__name__}: {error}") from error
         return vlm.eval()
 

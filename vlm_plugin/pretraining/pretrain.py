@@ -6,6 +6,7 @@ and the schedule are ours (docs/method.md).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -18,13 +19,14 @@ from torch import Tensor
 
 from vlm_plugin.data import CaptionedImages
 from vlm_plugin.data.dataset import Batch
-from vlm_plugin.files import check_writable, not_finite
+from vlm_plugin.files import check_writable, not_finite, whole
 from vlm_plugin.matcher.vlm import VLM
 from vlm_plugin.pretraining.evaluator import Evaluator, scores_in_words
 from vlm_plugin.pretraining.losses import step_losses
 from vlm_plugin.pretraining.pairs import Pairs, collate_pairs, has_wrong_caption
 from vlm_plugin.pretraining.resume import (
     check_same_run,
+    forget_state,
     is_finished,
     read_state,
     record_of,
@@ -52,6 +54,7 @@ from vlm_plugin.training.bad_steps import (
 )
 from vlm_plugin.training.device import choose_device, choose_precision
 from vlm_plugin.training.ranks import progress
+from vlm_plugin.training.run_folder import only_writer
 from vlm_plugin.training.skipped import LeftOut
 from vlm_plugin.training.stream import Stream, endless_batches, mix
 
@@ -77,13 +80,22 @@ def pretrain(data: str | Path, out: str | Path, **options: object) -> VLM:
 
     Raises:
         BadSampleError: a picture cannot be used, and `skip_bad` is off. The message names it.
-        OSError, ValueError: the message names the argument or file; or, with the first name that holds NaN or
-            infinity, a training that broke down; or no picture has a wrong caption to learn from.
+        OSError, ValueError: the message names the argument or file, which may be one that another process trains at
+            this moment; or, with the first name that holds NaN or infinity, a training that broke down; or no picture
+            has a wrong caption to learn from.
     """
     settings = filled_in(PretrainSettings(**options))
     data, out = Path(data), Path(out)
     if out.is_dir():
         raise ValueError(f"out: expected a file to write, got the folder {out}")
+    with contextlib.suppress(OSError):  # `check_writable` says why
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(out, "training this matcher"):
+        return _pretrain(data, out, settings)
+
+
+def _pretrain(data: Path, out: Path, settings: PretrainSettings) -> VLM:
+    """`pretrain`, where no other process does the same."""
     device = choose_device(settings.device)
     dtype = choose_precision(device, settings.precision)
     state = read_state(out)
@@ -172,7 +184,7 @@ class Pretraining:
         self._check_learned()
         # Read before the state goes: what cannot be read would have to be trained anew.
         finished = VLM.load(self.out)
-        state_file_of(self.out).unlink(missing_ok=True)
+        forget_state(self.out)
         self.left_out.report()
         if self.bad_steps.total:
             print(f"passed over {self.bad_steps.total} steps with NaN or infinity", flush=True)
@@ -328,9 +340,10 @@ class Pretraining:
         }  # fmt: skip
 
     def _go_on(self, state: dict[str, Any]) -> None:
-        self.vlm.load_state_dict(state["vlm"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.best, self.epochs_done = state["best"], state["epoch"]
+        with whole(state_file_of(self.out)):
+            self.vlm.load_state_dict(state["vlm"])
+            load_optimizer(self.optimizer, state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.best, self.epochs_done = state["best"], state["epoch"]
         self.learned = state.get("learned", True)  # an earlier release wrote the matcher at once
         print(f"resuming after epoch {self.epochs_done} of {self.settings.epochs}", flush=True)

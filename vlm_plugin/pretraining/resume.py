@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlm_plugin.files import digest, read_file, write_file
+from vlm_plugin.files import digest, previous, read_file, write_next
 from vlm_plugin.matcher.identity import fingerprint
 from vlm_plugin.matcher.vlm import VLM
 from vlm_plugin.pretraining.settings import PretrainSettings
@@ -72,21 +72,45 @@ def state_file_of(out: Path) -> Path:
 
 
 def read_state(out: Path) -> dict[str, Any] | None:
-    """What `write_state` wrote; None where there is none.
+    """What `write_state` wrote last or, where that cannot be read, before; None where there is neither.
 
     Raises:
-        ValueError: the file cannot be read.
+        ValueError: neither file can be read.
     """
     file = state_file_of(out)
-    if not file.is_file():
+    older = previous(file)
+    if not file.is_file() and not older.is_file():
         return None
-    return read_file(file, f"state of an unfinished run (to begin anew, delete it and {out.name})")
+    try:
+        return _read(file, out)
+    except (OSError, ValueError) as error:
+        if not older.is_file():
+            raise
+        state = _read(older, out)
+        print(f"{error}: going on from the one before, {older}, after epoch {state['epoch']}", flush=True)
+        return state
+
+
+def _read(file: Path, out: Path) -> dict[str, Any]:
+    what = f"state of an unfinished run (to begin anew, delete it and {out.name})"
+    state = read_file(file, what)
+    parts = {"settings": dict, "vlm": dict, "optimizer": dict, "schedule": dict, "best": dict, "epoch": int}
+    wrong = [n for n, kind in parts.items() if not (isinstance(state, dict) and isinstance(state.get(n), kind))]
+    if wrong:
+        raise ValueError(f"{file}: expected the {what}, got something else: no {', '.join(wrong)}")
+    return state
+
+
+def forget_state(out: Path) -> None:
+    """Take away what `write_state` wrote, the older first: a kill in between leaves the newest."""
+    for file in (previous(state_file_of(out)), state_file_of(out)):
+        file.unlink(missing_ok=True)
 
 
 def write_state(state: dict[str, Any], out: Path) -> None:
     """Write `settings` (of `record_of`), `pictures`, `vlm`, `optimizer`, `schedule`, `best`, `epoch`, whether bad
     pictures are skipped (`skip_bad`) and anything was `learned` and, where there were some, `bad_steps`."""
-    write_file(state, state_file_of(out))
+    write_next(state, state_file_of(out))
 
 
 def check_same_run(state: dict[str, Any], record: dict[str, Any], pictures: str, out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,6 +63,12 @@ def sample_sheet(path: str | Path, captions: Sequence[str], columns: Mapping[str
     write_png(sheet, path)
 
 
+def _column(rows: Sequence[Mapping[str, float]], name: str) -> list[float]:
+    """The values of that name, with gaps where a damaged row has no number."""
+    found = [row.get(name) for row in rows]
+    return [float(value) if type(value) in (int, float) else float("nan") for value in found]
+
+
 def loss_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
     """The adversarial losses, and every matching term with its floor on real pairs (dashed).
 
@@ -89,10 +94,9 @@ def loss_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
     steps = [row["step"] for row in rows]
     for axis, (title, names) in zip(axes[0], panels, strict=True):
         for colour, name in zip(_COLOURS, names, strict=False):
-            curve, floor = ([row.get(key, math.nan) for row in rows] for key in (name, f"floor_{name}"))
-            axis.plot(steps, curve, color=colour, label=name, linewidth=1.4)
+            axis.plot(steps, _column(rows, name), color=colour, label=name, linewidth=1.4)
             if f"floor_{name}" in rows[-1]:
-                axis.plot(steps, floor, color=colour, linestyle="--", linewidth=1)
+                axis.plot(steps, _column(rows, f"floor_{name}"), color=colour, linestyle="--", linewidth=1)
         axis.set_title(title + (" (dashed: real pairs)" if len(names) and names[0] in terms else ""), fontsize=10)
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0 if title != "adversarial" else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import re
@@ -18,7 +19,7 @@ from torch import Tensor
 
 import vlm_plugin
 from vlm_plugin import distributed
-from vlm_plugin.files import write_text
+from vlm_plugin.files import digest, write_text
 
 try:
     import fcntl
@@ -53,15 +54,64 @@ def only_process(folder: Path) -> Iterator[None]:
     # The folder itself: a file within it would be one more, and one that is renamed takes its lock along.
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another process trains this run; stop it first") from None
-        except OSError:
-            pass  # a file system without locks
+        _lock(handle, f"{folder}: another process trains this run; stop it first")
         yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def only_writer(path: Path, doing: str) -> Iterator[None]:
+    """Keep other processes from doing the same to a file or folder meanwhile, where the system can.
+
+    A hidden file beside the file, or in the folder, holds the lock; a kill ends the lock and may leave that file, which
+    is in nobody's way.
+
+    Args:
+        path: a file that need not exist, or a folder.
+        doing: what is done to it, for the message.
+
+    Raises:
+        ValueError: one does already.
+    """
+    name = path / ".lock" if path.is_dir() else path.with_name(f".{digest([path.name])}.lock")
+    handle = None if fcntl is None else _open_lock(name, f"{path}: another process is {doing}; wait, or stop it first")
+    try:
+        yield
+    finally:
+        if handle is not None:
+            # While the lock is held: whoever opened the file meanwhile finds it gone, and makes another.
+            with contextlib.suppress(OSError):
+                name.unlink()
+            os.close(handle)
+
+
+def _open_lock(name: Path, otherwise: str) -> int | None:
+    """A locked file of that name; None where none can be made, which is somebody else's to say."""
+    while True:
+        try:
+            handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            return None
+        try:
+            _lock(handle, otherwise)
+            if name.exists() and os.path.samestat(os.fstat(handle), os.stat(name)):
+                return handle
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # the one before took its file away in between
+
+
+def _lock(handle: int, otherwise: str) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(otherwise) from None
+    except OSError:
+        pass  # a file system without locks
 
 
 def shared_run_folder(root: str | os.PathLike, name: str) -> Path:
@@ -77,12 +127,13 @@ class StopSignal:
 
     Attributes:
         asked: a signal came.
+        number: the signal's; 0 where none came.
     """
 
     _signals = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.number = False, 0
         self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -92,9 +143,9 @@ class StopSignal:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
-    def _ask(self, *_: object) -> None:
+    def _ask(self, number: int, *_: object) -> None:
         # A second signal does what it would have done without us.
-        self.asked = True
+        self.asked, self.number = True, number
         self._restore()
 
     def _restore(self) -> None:
@@ -118,14 +169,18 @@ class Log:
     """One JSON object a line; resuming cuts off the lines that the checkpoint does not know.
 
     Args:
-        path: the file.
+        path: the file. Its lines that are damaged are passed over, and rank 0 says once how many.
         first_step: lines of this step and later are dropped.
     """
 
     def __init__(self, path: str | os.PathLike, first_step: int = 0) -> None:
         self.path = Path(path)
         if distributed.rank() == 0:
-            kept = [row for row in self.read(self.path) if row["step"] < first_step]
+            rows, damaged = _read_rows(self.path)
+            if damaged:
+                lines = f"{damaged} damaged line{'' if damaged == 1 else 's'}"
+                print(f"{self.path}: passed over {lines}, which the curves will lack", flush=True)
+            kept = [row for row in rows if row["step"] < first_step]
             write_text("".join(json.dumps(row) + "\n" for row in kept), self.path)
 
     def add(self, **values: object) -> None:
@@ -137,12 +192,25 @@ class Log:
 
     @staticmethod
     def read(path: str | os.PathLike) -> list[dict]:
-        """Every whole line written so far; none without a file."""
-        if not Path(path).is_file():
-            return []
-        rows = []
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
-            # A kill may leave half a line at the end.
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-        return rows
+        """Every whole line written so far, each with a number as its `step`; none without a file."""
+        return _read_rows(Path(path))[0]
+
+
+def _read_rows(path: Path) -> tuple[list[dict], int]:
+    """Rows of a log, and how many lines are damaged besides; a last half line is what a kill leaves, and no damage."""
+    if not path.is_file():
+        return [], 0
+    *lines, last = path.read_bytes().split(b"\n")
+    rows = [_row(line) for line in lines if line.strip()]
+    ending = _row(last)
+    whole = [row for row in [*rows, ending] if row is not None]
+    return whole, sum(row is None for row in rows)
+
+
+def _row(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, a number of a thousand digits, a thousand brackets
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return row if type(step) in (int, float) and math.isfinite(step) else None
