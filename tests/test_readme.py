@@ -146,7 +146,7 @@ def test_pages_are_short() -> None:
     assert len(without_blocks(README).split()) <= 600
     results = "\n".join(line for line in PAGES["docs/results.md"].splitlines() if not line.startswith("|"))
     assert len(results.split()) <= 1500
-    assert len(PAGES["CONTRIBUTING.md"].splitlines()) <= 125
+    assert len(PAGES["CONTRIBUTING.md"].splitlines()) <= 130
 
 
 def anchors(page: str) -> set[str]:

@@ -335,12 +335,13 @@ def test_one_test_picture_has_no_distance(data: Path, begin: Callable[..., Path]
 
 def pairs(folder: Path, captions: dict[str, str]) -> Path:
     """Pictures with a file of captions beside each."""
+    colours = ("red", "blue", "green", "white")
     pictures = [record.image for record in open_split(tiny.birds(), "train")]
     for split, part in (("train", pictures[:12]), ("test", pictures[12:20])):
         (folder / split).mkdir(parents=True)
         for number, picture in enumerate(part):
             shutil.copy(picture, folder / split / f"{number:02d}{picture.suffix}")
-            (folder / split / f"{number:02d}.txt").write_text("a small red bird\n", encoding="utf-8")
+            (folder / split / f"{number:02d}.txt").write_text(f"a small {colours[number % 4]} bird\n", encoding="utf-8")
     for name, text in captions.items():
         (folder / name).write_text(text, encoding="utf-8")
     return folder

@@ -224,7 +224,7 @@ class Pretraining:
     def _check_learned(self) -> None:
         """End a run whose losses could not teach anything, before its file is taken for a matcher."""
         if not self.learned:
-            state_file_of(self.out).unlink(missing_ok=True)
+            forget_state(self.out)
             raise ValueError(
                 f"data: expected batches with a wrong caption for a picture, got none in {self.epochs_done} epochs: "
                 f"the local and global losses were 0 throughout, so {self.out} is not written; try a larger --batch"

@@ -84,7 +84,7 @@ class Guard:
         """
         self._start()
         finite = [part.isfinite() for part in pictures]
-        bad = torch.stack([~part.all() for part in finite]).any() if finite else torch.tensor(False)
+        bad = torch.stack([~part.all() for part in finite]).any() if finite else torch.tensor(False, device="cpu")
         self.bad = bad.to(self.device, non_blocking=True)
         self._input = Mark(("pictures",), self.bad[None])
         self._kept = {name: _flat(network) for name, network in self.networks.items()}
@@ -253,7 +253,7 @@ class Later:
     def __init__(self, flag: Tensor) -> None:
         self._flag, self._copied = flag, None
         if flag.device.type == "cuda":
-            self._flag = torch.empty(flag.shape, dtype=flag.dtype, pin_memory=True)
+            self._flag = torch.empty(flag.shape, dtype=flag.dtype, device="cpu", pin_memory=True)
             self._flag.copy_(flag, non_blocking=True)
             self._copied = torch.cuda.Event()
             self._copied.record()
