@@ -215,7 +215,7 @@ def test_everything_is_written_and_opens(name: str, finished: Finished) -> None:
     folder, _ = finished
     assert folder.name == f"00000-{name}-vlm"
     assert {path.name for path in folder.iterdir()} == {
-        "options.json", "log.jsonl", "checkpoint.pt", "before.pt", "samples.png",
+        "options.json", "log.jsonl", "checkpoint.pt", "checkpoint.previous.pt", "before.pt", "samples.png",
         "samples-000003.png", "curves.png", "attention.png", "evaluation.md", "evaluation.json", "report.pt",
         "report.html",
     }  # fmt: skip
@@ -934,6 +934,8 @@ def test_a_run_goes_on_where_its_data_and_its_matcher_have_moved(tmp_path: Path)
 def test_damaged_files_of_a_run_are_named(alone: Finished, file: str, damage: bytes, tmp_path: Path) -> None:
     folder = shutil.copytree(alone.folder, tmp_path / "run")
     (folder / file).write_bytes(damage)
+    # The one before would do as well: see test_from_a_damaged_checkpoint_a_run_goes_on_from_the_one_before.
+    (folder / "checkpoint.previous.pt").unlink()
     baseline = options_of(alone.folder)["baseline"]
     seen = Seen(baseline)
     with pytest.raises(SystemExit, match=rf"^{baseline}: {folder / file}: "):
