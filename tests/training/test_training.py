@@ -148,7 +148,7 @@ if __name__ == "__main__":
     images = CaptionedImages(open_split({str(tiny.birds())!r}, "train"), tiny.SIZE, train=True)
     with StopSignal() as stop:
         batches = endless_batches(Stream(images, 2), 3, collate, device=torch.device("cpu"), workers=2)
-        next(batches)
+        next(batches), next(batches)  # one of each worker: both are past their beginning
         print(*(child.pid for child in torch.multiprocessing.active_children()), flush=True)
         while not stop.asked:
             next(batches)
