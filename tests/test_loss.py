@@ -1140,7 +1140,9 @@ def test_fakes_and_real_images_are_looked_at_once_and_the_encoder_does_not_look_
     looks.clear()
     vlm.image_encoder(fake)
     assert [who for who, _ in looks] == ["encoder"]
-    with pytest.raises(ValueError, match=r"images: expected shape \(B, 3, H, W\) with B, H and W at least 1, got"):
+    # Torch 2.4 hands on what a compiled module raises as an error of its own.
+    refusal = r"images: expected shape \(B, 3, H, W\) with B, H and W at least 1, got"
+    with pytest.raises((ValueError, RuntimeError), match=refusal):
         loss.image_encoder(fake[:, :, :0])
 
 

@@ -243,7 +243,8 @@ def test_curves(
     loss_curves(tmp_path / "curves.png", rows)
     with Image.open(tmp_path / "curves.png") as image:
         image.load()
-        assert image.size == (414 * len(panels), 306)
+        # Releases of matplotlib round to one side or the other.
+        assert image.size == (pytest.approx(414 * len(panels), abs=1), 306)
     [figure] = figures
     assert pyplot.get_fignums() == []
     assert [axis.get_title() for axis in figure.axes] == list(panels)
