@@ -187,6 +187,18 @@ def previous(path: str | os.PathLike) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
+def damaged(path: str | os.PathLike) -> Path:
+    """Where `set_aside` puts a file: `checkpoint.damaged.pt` beside `checkpoint.pt`."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.damaged{path.suffix}")
+
+
+def set_aside(path: str | os.PathLike) -> None:
+    """Rename a damaged file to `damaged`: `write_next` would put it in the place of `previous`, which is whole."""
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(path, damaged(path))
+
+
 def _write_file(content: object, place: contextlib.AbstractContextManager[BinaryIO]) -> None:
     import torch
 

@@ -44,8 +44,10 @@ def attempt(words, moment):
                 # The bytes lie beside the file, and half of them are not there yet.
                 calls[0] += 1
                 if calls[0] == -moment:
-                    with open(arguments[0], "r+b") as file:
-                        file.truncate(os.path.getsize(arguments[0]) // 2)
+                    # A second name of a file is no file that is being written.
+                    if os.stat(arguments[0]).st_nlink == 1:
+                        with open(arguments[0], "r+b") as file:
+                            file.truncate(os.path.getsize(arguments[0]) // 2)
                     os.kill(os.getpid(), signal.SIGKILL)
                 replace(*arguments)
 

@@ -550,6 +550,12 @@ def test_from_a_damaged_checkpoint_a_run_goes_on_from_the_one_before(
     told = capsys.readouterr().out
     assert re.search(rf"^{re.escape(str(file))}: .*: going on from the one before, {older}, after step 2$", told, re.M)
     assert f"resuming {folder} at step 2 of 4" in told
+    # The damaged one never takes the place of the whole one, at whatever moment a kill comes.
+    aside = folder / "checkpoint.damaged.pt"
+    assert aside.exists() == (damage == "a bit")
+    assert checkpoint(folder)["step"] == 4
+    assert torch.load(older, weights_only=True)["step"] == 2
+    aside.unlink(missing_ok=True)
     assert_same_run(folder, finished.folder)
 
 

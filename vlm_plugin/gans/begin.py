@@ -15,7 +15,7 @@ from vlm_plugin import VLM, DualVLMLoss, distributed
 from vlm_plugin.data import BirdTruth, Record, Records, find_truth, make_birds
 from vlm_plugin.data.birds.make import BIRDS, BIRDS_FOLDER
 from vlm_plugin.data.records import digest_records
-from vlm_plugin.files import previous, read_file, whole
+from vlm_plugin.files import previous, read_file, set_aside, whole
 from vlm_plugin.gans.config import Beginning, Resumed, RunConfig, Settings, may_have_moved
 from vlm_plugin.gans.trainer import Trainer
 from vlm_plugin.matcher.choose import PACKAGED, TOLERATED_UNKNOWN, load_matcher, marks, unknown_words
@@ -200,6 +200,8 @@ def _go_on(trainer: Trainer, folder: Path, steps: int, max_bad_steps: int) -> tu
         if not older.is_file():
             raise
         done, counts = _take(trainer, older)
+        if distributed.rank() == 0:
+            set_aside(file)
         say(f"{error}: going on from the one before, {older}, after step {done}")
     bad_steps = BadSteps(max_bad_steps, counts)
     if steps < done:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlm_plugin.files import digest, previous, read_file, write_next
+from vlm_plugin.files import damaged, digest, previous, read_file, set_aside, write_next
 from vlm_plugin.matcher.identity import fingerprint
 from vlm_plugin.matcher.vlm import VLM
 from vlm_plugin.pretraining.settings import PretrainSettings
@@ -87,6 +87,7 @@ def read_state(out: Path) -> dict[str, Any] | None:
         if not older.is_file():
             raise
         state = _read(older, out)
+        set_aside(file)
         print(f"{error}: going on from the one before, {older}, after epoch {state['epoch']}", flush=True)
         return state
 
@@ -102,9 +103,10 @@ def _read(file: Path, out: Path) -> dict[str, Any]:
 
 
 def forget_state(out: Path) -> None:
-    """Take away what `write_state` wrote, the older first: a kill in between leaves the newest."""
-    for file in (previous(state_file_of(out)), state_file_of(out)):
-        file.unlink(missing_ok=True)
+    """Take away what `write_state` wrote, the newest last: a kill in between leaves it."""
+    file = state_file_of(out)
+    for other in (damaged(file), previous(file), file):
+        other.unlink(missing_ok=True)
 
 
 def write_state(state: dict[str, Any], out: Path) -> None:
