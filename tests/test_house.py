@@ -20,7 +20,7 @@ FLOORS = (
     ("checks", "files", "terminal"),
     ("unpickle",),
     ("features",),
-    ("matching", "distributed", "augment"),
+    ("blockwise", "matching", "distributed", "augment"),
     ("matcher",),
     ("host",),
     ("loss",),
