@@ -13,7 +13,7 @@ Source: ours; the scores are those of `matching.local_scores`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,19 @@ BLOCK = {"cpu": 2**20, "cuda": 2**25}
 # Above this sharpness exponentials are taken relative to the largest of their sum, in another pass.
 _LARGEST_PLAIN_GAMMA = 20.0
 
-Explicit = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+class Form(NamedTuple):
+    """What scores are, beside the vectors."""
+
+    gamma1: float
+    """Sharpness of the attention."""
+    gamma2: float
+    """Sharpness of the sum over an anchor's vectors."""
+    epsilon: float
+    """A vector that is not longer has no direction."""
+    explicit: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    """The same scores of regions, their mask, vectors and their mask, for second derivatives."""
+
 
 
 class _Regions:
@@ -33,18 +45,17 @@ class _Regions:
         x: `(B, N, D)` regions.
         mask: `(B, N)`.
         units: `(B', M, D)` the anchors' vectors, of length 1 or 0.
-        gamma1: sharpness of the attention.
-        epsilon: a vector that is not longer has no direction.
+        form: how sharp the attention is, and what is too short.
     """
 
-    def __init__(self, x: Tensor, mask: Tensor, units: Tensor, gamma1: float, epsilon: float) -> None:
+    def __init__(self, x: Tensor, mask: Tensor, units: Tensor, form: Form) -> None:
         length = x.norm(dim=-1, keepdim=True)
-        self.x, self.units, self.gamma1 = x, units, gamma1
-        self.short = length <= epsilon
+        self.x, self.units, self.gamma1 = x, units, form.gamma1
+        self.short = length <= form.epsilon
         self.length = torch.where(self.short, 1.0, length)
         # cos(x_r, a) = (x_r . a) / |x_r|; 0 for a region without direction.
         self.directed = torch.where(self.short, 0.0, x)
-        self.sharpness = gamma1 / self.length
+        self.sharpness = form.gamma1 / self.length
         self.bias = torch.zeros_like(length).masked_fill_(~mask[..., None], float("-inf"))
         self.gram = x @ x.mT
 
@@ -86,10 +97,7 @@ class LocalScores(torch.autograd.Function):
         anchors: Tensor,
         words: Tensor,
         units: Tensor,
-        gamma1: float,
-        gamma2: float,
-        epsilon: float,
-        explicit: Explicit,
+        form: Form,
     ) -> Tensor:
         """Scores `(B, B')`.
 
@@ -100,12 +108,9 @@ class LocalScores(torch.autograd.Function):
             anchors: `(B', M, D)` local vectors.
             words: `(B', M)` which of them are there.
             units: `anchors`, each of length 1 or 0, without gradient.
-            gamma1: sharpness of the attention.
-            gamma2: sharpness of the sum over an anchor's vectors.
-            epsilon: a vector that is not longer has no direction.
-            explicit: the same scores of `(x, mask, anchors, words)`, for second derivatives.
+            form: all else.
         """
-        regions = _Regions(x, mask, units, gamma1, epsilon)
+        regions, (_, gamma2, epsilon, _) = _Regions(x, mask, units, form), form
         shape = (len(x), *words.shape)
         products = x.new_empty(len(x), words.numel())
         # One over the context's length, both not divided by the attention's sum; 0 where there is no context.
@@ -120,28 +125,27 @@ class LocalScores(torch.autograd.Function):
         cosines = (products * inverse).view(shape).masked_fill_(~words, float("-inf"))
         scores = torch.logsumexp(gamma2 * cosines, dim=-1) / gamma2
         ctx.save_for_backward(x, mask, anchors, words, units, cosines, inverse, scores)
-        ctx.gammas, ctx.epsilon, ctx.explicit = (gamma1, gamma2), epsilon, explicit
+        ctx.form = form
         return scores
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         """Gradients of the regions and of the anchors' vectors."""
-        x, mask, anchors, words, units, cosines, inverse, scores = ctx.saved_tensors
+        form, (x, mask, anchors, words, units, cosines, inverse, scores) = ctx.form, ctx.saved_tensors
         asked = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         if torch.is_grad_enabled():
             given = [tensor for tensor, is_asked in zip((x, anchors), asked, strict=True) if is_asked]
-            found = iter(torch.autograd.grad(ctx.explicit(x, mask, anchors, words), given, gradient, create_graph=True))
+            found = iter(torch.autograd.grad(form.explicit(x, mask, anchors, words), given, gradient, create_graph=True))
             dx, danchors = (next(found) if is_asked else None for is_asked in asked)
         else:
-            (gamma1, gamma2), epsilon = ctx.gammas, ctx.epsilon
-            regions = _Regions(x, mask, units, gamma1, epsilon)
-            of_cosines = torch.exp(gamma2 * (cosines - scores[..., None])) * gradient[..., None]
+            regions = _Regions(x, mask, units, form)
+            of_cosines = torch.exp(form.gamma2 * (cosines - scores[..., None])) * gradient[..., None]
             # Of the products, and twice that of the squared length.
             of_products = of_cosines.flatten(1).mul_(inverse)
             of_square = -(of_products * inverse * cosines.masked_fill(~words, 0.0).flatten(1))
             dx, dunits = _gradients(regions, of_products[:, None], of_square[:, None], asked)
-            danchors = None if dunits is None else _of_direction(anchors, units, dunits, epsilon)
-        return dx, None, danchors, None, None, None, None, None, None
+            danchors = None if dunits is None else _of_direction(anchors, units, dunits, form.epsilon)
+        return dx, None, danchors, None, None, None
 
 
 def _gradients(

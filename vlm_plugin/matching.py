@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vlm_plugin.blockwise import LocalScores
+from vlm_plugin.blockwise import Form, LocalScores
 from vlm_plugin.checks import is_transformed, without_autocast
 from vlm_plugin.features import Features
 
@@ -148,16 +148,19 @@ def local_scores(image: Features, anchor: Features, gamma1: float = 4.0, gamma2:
     Source: paper, local matching, with its factor 1 / gamma2 (the published DAMSM code leaves it out); the values of
     gamma1 and gamma2 are ours, after AttnGAN.
     """
-    regions, vectors = image.local, anchor.local
-    if torch.compiler.is_compiling() or any(map(_is_watched, (regions, vectors))):
+    if torch.compiler.is_compiling() or _is_watched(image.local) or _is_watched(anchor.local):
         return explicit_local_scores(image, anchor, gamma1, gamma2)
+    # Backward keeps them, which it may not where they come out of torch.inference_mode.
+    regions, mask, vectors, words = (
+        part.clone() if part.is_inference() else part for part in (image.local, image.mask, anchor.local, anchor.mask)
+    )
 
     def explicit(x: Tensor, mask: Tensor, anchors: Tensor, words: Tensor) -> Tensor:
         pooled = x.new_empty(0)  # not read
         return explicit_local_scores(Features(x, pooled, mask), Features(anchors, pooled, words), gamma1, gamma2)
 
-    units = unit(vectors.detach())
-    return LocalScores.apply(regions, image.mask, vectors, anchor.mask, units, gamma1, gamma2, _EPSILON, explicit)
+    form = Form(gamma1, gamma2, _EPSILON, explicit)
+    return LocalScores.apply(regions, mask, vectors, words, unit(vectors.detach()), form)
 
 
 def explicit_local_scores(image: Features, anchor: Features, gamma1: float, gamma2: float) -> Tensor:
