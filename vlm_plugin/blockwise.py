@@ -37,7 +37,6 @@ class Form(NamedTuple):
     """The same scores of regions, their mask, vectors and their mask, for second derivatives."""
 
 
-
 class _Regions:
     """What blocks need to know of the images, and the blocks themselves.
 
@@ -135,7 +134,9 @@ class LocalScores(torch.autograd.Function):
         asked = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         if torch.is_grad_enabled():
             given = [tensor for tensor, is_asked in zip((x, anchors), asked, strict=True) if is_asked]
-            found = iter(torch.autograd.grad(form.explicit(x, mask, anchors, words), given, gradient, create_graph=True))
+            found = iter(
+                torch.autograd.grad(form.explicit(x, mask, anchors, words), given, gradient, create_graph=True)
+            )
             dx, danchors = (next(found) if is_asked else None for is_asked in asked)
         else:
             regions = _Regions(x, mask, units, form)
