@@ -20,6 +20,7 @@ FLOORS = (
     ("checks", "files", "terminal"),
     ("unpickle",),
     ("features",),
+    ("blockwise",),
     ("matching", "distributed", "augment"),
     ("matcher",),
     ("host",),

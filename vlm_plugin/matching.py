@@ -13,8 +13,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from vlm_plugin.checks import without_autocast
+from vlm_plugin.blockwise import Form, LocalScores
+from vlm_plugin.checks import is_transformed, without_autocast
 from vlm_plugin.features import Features
 
 # A vector shorter than this has no direction: its cosine with anything is 0 and it receives no gradient.
@@ -140,12 +142,37 @@ def local_scores(image: Features, anchor: Features, gamma1: float = 4.0, gamma2:
     Returns:
         `(B, B')`, in [-1, 1 + log(M) / gamma2].
 
+    Computed block by block, see `blockwise`; `explicit_local_scores` are the same, and take their place where
+    torch.compile, torch.func or forward-mode differentiation want to see each operation.
+
     Source: paper, local matching, with its factor 1 / gamma2 (the published DAMSM code leaves it out); the values of
     gamma1 and gamma2 are ours, after AttnGAN.
     """
+    if torch.compiler.is_compiling() or _is_watched(image.local) or _is_watched(anchor.local):
+        return explicit_local_scores(image, anchor, gamma1, gamma2)
+    # Backward keeps them, which it may not where they come out of torch.inference_mode.
+    regions, mask, vectors, words = (
+        part.clone() if part.is_inference() else part for part in (image.local, image.mask, anchor.local, anchor.mask)
+    )
+
+    def explicit(x: Tensor, mask: Tensor, anchors: Tensor, words: Tensor) -> Tensor:
+        pooled = x.new_empty(0)  # not read
+        return explicit_local_scores(Features(x, pooled, mask), Features(anchors, pooled, words), gamma1, gamma2)
+
+    form = Form(gamma1, gamma2, _EPSILON, explicit)
+    return LocalScores.apply(regions, mask, vectors, words, unit(vectors.detach()), form)
+
+
+def explicit_local_scores(image: Features, anchor: Features, gamma1: float, gamma2: float) -> Tensor:
+    """`local_scores` out of plain operations; memory grows with `B * B' * M * N`."""
     cosine = context_cosines(image, anchor, gamma1)
     cosine = cosine.masked_fill(~anchor.mask[None], float("-inf"))
     return torch.logsumexp(gamma2 * cosine, dim=-1) / gamma2
+
+
+def _is_watched(tensor: Tensor) -> bool:
+    """Whether something other than plain backward differentiation follows what is done to a tensor."""
+    return tensor.is_meta or is_transformed(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
 
 
 @at_least_float32

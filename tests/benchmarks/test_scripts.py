@@ -42,7 +42,7 @@ def test_every_script_shows_its_help_from_another_folder(tmp_path: Path) -> None
     for script in SCRIPTS:
         assert f"python benchmarks/{script.relative_to(BENCHMARKS).as_posix()}" in done.stdout
     assert not any(tmp_path.iterdir())
-    assert len(SCRIPTS) == 11
+    assert len(SCRIPTS) == 12
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
